@@ -1,0 +1,55 @@
+"""From a URL to a backend. Each backend is imported only when its URL is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from ..clock import SYSTEM_CLOCK, Clock
+from ..errors import ConfigurationError
+from .base import Backend
+
+BackendFactory = Callable[[str, Clock], Backend]
+
+_registered: dict[str, BackendFactory] = {}
+_memory_stores: dict[tuple[str, int], object] = {}
+
+
+def register_backend(scheme: str, factory: BackendFactory) -> None:
+    """Make URLs of `scheme` open with `factory(url, clock)`. For backends made outside of packhorse."""
+    _registered[scheme] = factory
+
+
+def open_backend(url: str, clock: Clock = SYSTEM_CLOCK) -> Backend:
+    """Make the backend for `url`; its `open()` connects. Raises ConfigurationError for a URL that names none."""
+    scheme = urlsplit(url).scheme.lower()
+    if scheme in _registered:
+        return _registered[scheme](url, clock)
+    if scheme == "memory":
+        return _memory(url, clock)
+    if scheme == "sqlite":
+        from .sqlite import SQLiteBackend
+
+        return SQLiteBackend(url, clock)
+    raise ConfigurationError(
+        f"{redact(url)!r} names no backend; use sqlite:///FILE (three slashes: relative, four: absolute) or memory://"
+    )
+
+
+def _memory(url: str, clock: Clock) -> Backend:
+    """One store per URL and process: `memory://` is shared by all who name it, `memory://a` is another."""
+    from .memory import MemoryBackend, MemoryStore
+
+    store = _memory_stores.setdefault((url, id(clock)), MemoryStore(clock))
+    assert isinstance(store, MemoryStore)
+    return MemoryBackend(store)
+
+
+def redact(url: str) -> str:
+    """Write a URL without its password, for messages and logs (FAILURES B40)."""
+    try:
+        parts = urlsplit(url)
+        password = parts.password
+    except ValueError:
+        return "(a URL that cannot be read)"
+    return url.replace(f":{password}@", ":***@", 1) if password else url

@@ -1,0 +1,169 @@
+"""What a payload or a result may be: plain JSON, strictly. One verdict on every way in.
+
+Python objects and JSON text take different roads to `check`, and there meet the same rules (RFC 8259 leaves
+them open; FAILURES C13 tells what happens without): finite numbers, whole numbers of 64 bits, valid Unicode
+without NUL, no key twice, at most `DEPTH_MAX` levels and `PAYLOAD_BYTES_MAX` bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import msgspec
+
+from .errors import InvalidPayload, PayloadTooLarge
+
+PAYLOAD_BYTES_MAX = 1 << 20
+RESULT_BYTES_MAX = 1 << 20
+DEPTH_MAX = 64
+INT_MAX = (1 << 63) - 1
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class _Duplicate:
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+class _HugeInt:
+    pass
+
+
+def check(value: object, depth: int = 1, path: tuple[str | int, ...] = ()) -> None:
+    """Raise InvalidPayload, with the place, if `value` is not JSON that every backend keeps alike."""
+    kind = type(value)
+    if kind is str:
+        _check_text(value, path)  # type: ignore[arg-type]  # it is a str
+    elif value is None or kind is bool:
+        return
+    elif kind is int:
+        if not -INT_MAX - 1 <= value <= INT_MAX:  # type: ignore[operator]  # it is an int
+            raise InvalidPayload("a whole number must fit in 64 bits; send it as text", _pointer(path))
+    elif kind is float:
+        if not math.isfinite(value):  # type: ignore[arg-type]  # it is a float
+            raise InvalidPayload("NaN and infinity are not JSON; send null or text", _pointer(path))
+    elif kind is dict:
+        if depth > DEPTH_MAX:
+            raise InvalidPayload(f"nested deeper than {DEPTH_MAX} levels", _pointer(path))
+        for key, item in value.items():  # type: ignore[attr-defined]  # it is a dict
+            if type(key) is not str:
+                raise InvalidPayload(f"keys must be text, not {type(key).__name__}", _pointer(path))
+            _check_text(key, path)
+            check(item, depth + 1, (*path, key))
+    elif kind is list or kind is tuple:
+        if depth > DEPTH_MAX:
+            raise InvalidPayload(f"nested deeper than {DEPTH_MAX} levels", _pointer(path))
+        for index, item in enumerate(value):  # type: ignore[arg-type]  # it is a list or a tuple
+            check(item, depth + 1, (*path, index))
+    elif kind is _Duplicate:
+        raise InvalidPayload(f"the key {_short(value.key)} is there twice", _pointer(path))  # type: ignore[attr-defined]
+    elif kind is _HugeInt:
+        raise InvalidPayload("a whole number must fit in 64 bits; send it as text", _pointer(path))
+    else:
+        raise InvalidPayload(f"{kind.__name__} is not plain JSON", _pointer(path))
+
+
+def _check_text(text: str, path: tuple[str | int, ...]) -> None:
+    if text.isascii():
+        if "\0" in text:
+            raise InvalidPayload("text must not contain NUL (U+0000)", _pointer(path))
+        return
+    if "\0" in text:
+        raise InvalidPayload("text must not contain NUL (U+0000)", _pointer(path))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidPayload("text must be valid Unicode, without lone surrogates", _pointer(path)) from None
+
+
+def _pointer(path: tuple[str | int, ...]) -> str:
+    steps = [_short(str(step))[1:-1].replace("~", "~0").replace("/", "~1") for step in path]
+    return "".join(f"/{step}" for step in steps)
+
+
+def _short(text: str) -> str:
+    return ascii(text if len(text) <= 60 else text[:60] + "…")
+
+
+def encode(value: object, bytes_max: int = PAYLOAD_BYTES_MAX) -> bytes:
+    """Write `value`, which must be plain JSON, as bytes. Raises InvalidPayload, PayloadTooLarge."""
+    check(value)
+    data = _encode(value)
+    if len(data) > bytes_max:
+        raise PayloadTooLarge(
+            f"{len(data):,} bytes; at most {bytes_max:,} are allowed. Store it elsewhere, send its name"
+        )
+    return data
+
+
+def to_plain(value: object) -> Any:
+    """Turn dataclasses, msgspec structs, dates, UUIDs, enums, sets and pydantic models into plain JSON values."""
+    try:
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=_dump_model)
+    except (TypeError, ValueError) as error:
+        raise InvalidPayload(str(error)) from None
+    except RecursionError:
+        raise InvalidPayload(f"nested deeper than {DEPTH_MAX} levels") from None
+
+
+def _dump_model(value: object) -> object:
+    dump = getattr(value, "model_dump", None)  # pydantic's name for it; packhorse does not import pydantic
+    if dump is not None:
+        return dump(mode="json")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def parse(text: str | bytes, bytes_max: int = PAYLOAD_BYTES_MAX) -> Any:
+    """Read JSON text from outside, strictly. Raises InvalidPayload, PayloadTooLarge."""
+    if len(text) > bytes_max:
+        raise PayloadTooLarge(
+            f"{len(text):,} bytes; at most {bytes_max:,} are allowed. Store it elsewhere, send its name"
+        )
+    try:
+        document = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(
+            document,
+            object_pairs_hook=_unique_pairs,
+            parse_int=_small_int,
+            parse_constant=lambda name: math.nan if name == "NaN" else math.inf,
+        )
+    except UnicodeDecodeError as error:
+        raise InvalidPayload(f"not UTF-8: byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise InvalidPayload(f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise InvalidPayload(f"nested deeper than {DEPTH_MAX} levels") from None
+    check(value)
+    return value
+
+
+def _unique_pairs(pairs: list[tuple[str, object]]) -> object:
+    document = dict(pairs)
+    if len(document) == len(pairs):
+        return document
+    seen: set[str] = set()
+    return next(_Duplicate(key) for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+
+
+def _small_int(digits: str) -> int | _HugeInt:
+    return int(digits) if len(digits) <= 20 else _HugeInt()
+
+
+def decode(data: bytes) -> Any:
+    """Read what `encode` wrote. Raises InvalidPayload for bytes that are not JSON."""
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidPayload(f"stored bytes that are not JSON: {error}") from None
+
+
+def clean_text(text: str, chars_max: int) -> str:
+    """Make text from outside storable everywhere: valid Unicode, no NUL, the middle cut out past `chars_max`."""
+    if len(text) > chars_max:
+        half = chars_max // 2
+        text = f"{text[:half]}\n… {len(text) - chars_max:,} characters left out …\n{text[-half:]}"
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")

@@ -1,0 +1,127 @@
+"""The errors a caller can catch. Every one carries fields and says what to do next.
+
+PackhorseError
+├── Refused                  the request is wrong; sending it again will not help
+│   ├── InvalidName          a queue, type or tag outside the allowed characters
+│   ├── InvalidOption        an unknown option or a value out of bounds
+│   ├── InvalidPayload       not plain JSON, too deep, or not what the task accepts
+│   │   └── PayloadTooLarge
+│   ├── UnknownType          no task of that name is registered here
+│   ├── UniqueConflict       a live job holds the unique key
+│   ├── QueueFull            the queue is at its capacity; try later
+│   └── Unsupported          this backend cannot do it, by the name of the capability
+├── NotFound                 no job, queue or worker of that name
+├── ConfigurationError       a URL, setting or file that cannot work as given
+│   └── SchemaMismatch       the store was made by another version
+├── Unavailable              the backend does not answer now; trying again may help
+├── ResultTimeout            the job has not ended within the time given
+└── JobEndedBadly            asked for the result of a job that has none
+    ├── JobFailed
+    └── JobCancelled
+"""
+
+from __future__ import annotations
+
+
+class PackhorseError(Exception):
+    """The root of all errors that packhorse raises on purpose."""
+
+
+class Refused(PackhorseError):
+    """The request was refused and nothing was changed."""
+
+
+class InvalidName(Refused):
+    """A name outside `[A-Za-z0-9._-]{1,128}`."""
+
+
+class InvalidOption(Refused):
+    """An option that does not exist or a value outside its bounds."""
+
+
+class InvalidPayload(Refused):
+    """A payload that no backend may store; `pointer` (RFC 6901) names the place."""
+
+    def __init__(self, message: str, pointer: str = "") -> None:
+        super().__init__(f"{message} (at {pointer or 'the top level'})")
+        self.pointer = pointer
+
+
+class PayloadTooLarge(InvalidPayload):
+    """A payload of more bytes than the limit."""
+
+
+class UnknownType(Refused):
+    """A job type that no task is registered for."""
+
+
+class UniqueConflict(Refused):
+    """The unique key is held by the live job `holder`."""
+
+    def __init__(self, unique: str, holder: str) -> None:
+        super().__init__(
+            f"unique key {unique!r} is held by job {holder}; wait for it to end, cancel it, "
+            "or enqueue with on_conflict='existing'"
+        )
+        self.unique = unique
+        self.holder = holder
+
+
+class QueueFull(Refused):
+    """The queue holds as many jobs as its capacity allows."""
+
+    def __init__(self, queue: str, capacity: int, retry_after_ms: int = 1_000) -> None:
+        super().__init__(f"queue {queue!r} is full ({capacity} jobs); try again later")
+        self.queue = queue
+        self.capacity = capacity
+        self.retry_after_ms = retry_after_ms
+
+
+class Unsupported(Refused):
+    """The backend lacks the capability `flag`; nothing was changed."""
+
+    def __init__(self, flag: str, remedy: str = "") -> None:
+        super().__init__(f"this backend does not support {flag!r}" + (f"; {remedy}" if remedy else ""))
+        self.flag = flag
+
+
+class NotFound(PackhorseError):
+    """No such job, queue or worker."""
+
+
+class ConfigurationError(PackhorseError):
+    """A URL, setting or file that cannot work as it stands."""
+
+
+class SchemaMismatch(ConfigurationError):
+    """The store's schema is `found`; this version of packhorse works with `wanted`."""
+
+    def __init__(self, found: int, wanted: int, remedy: str) -> None:
+        super().__init__(f"the store has schema {found}, this packhorse needs {wanted}; {remedy}")
+        self.found = found
+        self.wanted = wanted
+
+
+class Unavailable(PackhorseError):
+    """The backend did not answer in time. What was asked may or may not have been done."""
+
+
+class ResultTimeout(PackhorseError, TimeoutError):
+    """The job did not reach a terminal state within the time given."""
+
+
+class JobEndedBadly(PackhorseError):
+    """The job ended without a result."""
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(f"job {job_id}: {reason}")
+        self.job_id = job_id
+        self.reason = reason
+
+
+class JobFailed(JobEndedBadly):
+    """The job is in the dead letter queue; `reason` is its last error."""
+
+
+class JobCancelled(JobEndedBadly):
+    """The job was cancelled."""

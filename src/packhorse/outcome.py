@@ -1,0 +1,164 @@
+"""How one run of a handler ended, as a value. The only place that reads a handler's exceptions.
+
+A handler says what it wants by returning a value or by raising one of `Retry`, `Snooze`, `Fail`, `Cancel`;
+any other exception is a failure that is tried again.
+"""
+
+from __future__ import annotations
+
+import traceback
+from enum import StrEnum
+
+import msgspec
+
+from . import codec
+from .errors import InvalidPayload, Refused
+from .settings import duration_ms
+
+MESSAGE_CHARS_MAX = 4_096
+TRACEBACK_CHARS_MAX = 16_384
+
+
+class Control(Exception):
+    """The root of what a handler raises to steer its own job."""
+
+
+class Retry(Control):
+    """Run this job again after `delay` (seconds or `"30s"`; None: by the task's backoff). Costs an attempt."""
+
+    def __init__(self, delay: float | str | None = None, reason: str = "") -> None:
+        super().__init__(reason or "the handler asked for a retry")
+        self.delay_ms = None if delay is None else duration_ms(delay, "Retry(delay)")
+
+
+class Snooze(Control):
+    """Run this job again after `delay`, without counting this attempt: it was too early."""
+
+    def __init__(self, delay: float | str, reason: str = "") -> None:
+        super().__init__(reason or "the handler asked to be run later")
+        self.delay_ms = duration_ms(delay, "Snooze(delay)")
+
+
+class Fail(Control):
+    """Fail this job for good: no attempt will help."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class Cancel(Control):
+    """End this job as cancelled: it is not needed any more."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "the handler cancelled its job")
+
+
+class Kind(StrEnum):
+    """What the end of a run means; `retry.decide` makes a settlement of it."""
+
+    SUCCEEDED = "succeeded"
+    ERROR = "error"  # try again while attempts are left
+    PERMANENT = "permanent"  # never try again
+    RETRY = "retry"  # as asked by the handler
+    SNOOZE = "snooze"
+    CANCELLED = "cancelled"
+    RELEASED = "released"  # never started here
+    UNKNOWN = "unknown"  # this worker cannot run it: park it for one that can
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """The end of one run."""
+
+    kind: Kind
+    result: bytes | None = None
+    error_kind: str = ""
+    message: str = ""
+    traceback: str = ""
+    delay_ms: int | None = None
+
+
+SUCCEEDED = Outcome(Kind.SUCCEEDED)
+RELEASED = Outcome(Kind.RELEASED)
+
+
+def from_result(value: object) -> Outcome:
+    """Turn what a handler returned into an outcome. A value that cannot be kept is a permanent failure."""
+    if value is None:
+        return SUCCEEDED
+    try:
+        result = codec.encode(codec.to_plain(value), codec.RESULT_BYTES_MAX)
+    except InvalidPayload as error:
+        return Outcome(Kind.PERMANENT, error_kind="InvalidResult", message=f"the result cannot be stored: {error}")
+    except Exception as error:  # a user's type may raise anything while it is written
+        return Outcome(
+            Kind.PERMANENT, error_kind="InvalidResult", message=f"the result cannot be stored: {_text(error)}"
+        )
+    return Outcome(Kind.SUCCEEDED, result=result)
+
+
+def from_exception(error: BaseException, fail_on: tuple[type[BaseException], ...] = ()) -> Outcome:
+    """Turn what a handler raised into an outcome. `fail_on` are the task's permanent errors."""
+    match error:
+        case Retry():
+            return Outcome(Kind.RETRY, error_kind="Retry", message=_text(error), delay_ms=error.delay_ms)
+        case Snooze():
+            return Outcome(Kind.SNOOZE, message=_text(error), delay_ms=error.delay_ms)
+        case Cancel():
+            return Outcome(Kind.CANCELLED, error_kind="Cancel", message=_text(error))
+    permanent = isinstance(error, Fail) or (bool(fail_on) and isinstance(error, fail_on))
+    return Outcome(
+        Kind.PERMANENT if permanent else Kind.ERROR,
+        error_kind=type(error).__name__[:128],
+        message=_text(error),
+        traceback=_traceback(error),
+    )
+
+
+def unreadable(error: Refused) -> Outcome:
+    """The outcome for a payload this worker's code does not accept: written by newer code, or damaged."""
+    return Outcome(Kind.UNKNOWN, error_kind=type(error).__name__, message=_text(error))
+
+
+def timed_out(timeout_ms: int, how: str = "") -> Outcome:
+    """The outcome of a run that was stopped at its time-out."""
+    message = f"still running after {timeout_ms / 1000:g} s" + (f"; {how}" if how else "")
+    return Outcome(Kind.ERROR, error_kind="TimedOut", message=message)
+
+
+def cancelled(how: str = "") -> Outcome:
+    """The outcome of a run that was stopped because somebody asked for it."""
+    return Outcome(Kind.CANCELLED, error_kind="Cancelled", message=how or "stopped while running, as asked")
+
+
+def crashed(how: str) -> Outcome:
+    """The outcome of a run whose process died."""
+    return Outcome(Kind.ERROR, error_kind="ProcessDied", message=how)
+
+
+def unknown(job_type: str) -> Outcome:
+    """The outcome for a type that is not registered in this worker."""
+    return Outcome(Kind.UNKNOWN, error_kind="UnknownType", message=f"no worker knows the job type {job_type!r}")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as broken:  # the user's __str__ is the user's code
+        text = f"({type(error).__name__}, whose text raised {type(broken).__name__})"
+    return codec.clean_text(text, MESSAGE_CHARS_MAX)
+
+
+def _traceback(error: BaseException) -> str:
+    """Write the traceback without locals (they hold secrets) and without the frames of packhorse itself."""
+    try:
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None and __package__ in tb.tb_frame.f_globals.get("__name__", ""):
+            tb = tb.tb_next
+        frames = traceback.format_list(traceback.extract_tb(tb, limit=-40))
+        text = "Traceback (most recent call last):\n" + "".join(frames) + f"{type(error).__name__}: {_text(error)}"
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is not None:
+            text = f"{type(cause).__name__}: {_text(cause)}\n\nwhich led to\n\n{text}"
+    except Exception as broken:  # never let the report of an error become the error
+        text = f"(no traceback: {type(broken).__name__})"
+    return codec.clean_text(text, TRACEBACK_CHARS_MAX)
