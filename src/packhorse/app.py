@@ -1,0 +1,329 @@
+"""The app: where tasks are registered and jobs are enqueued."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+
+from . import codec
+from .backends.base import BATCH_MAX, Backend, QueueCounts, Steered
+from .backends.opening import open_backend, redact
+from .chance import CHANCE, Chance
+from .client import Job
+from .clock import SYSTEM_CLOCK, Clock
+from .context import Context
+from .errors import ConfigurationError, InvalidOption
+from .job import JobSpec, check_name
+from .options import AT_MS, read_options
+from .retry import Backoff
+from .settings import Settings, duration_ms, load
+from .sync import Portal
+from .task import Executor, Task
+
+if TYPE_CHECKING:
+    from .worker.local import LocalWorker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+Next = Callable[[], Awaitable[Any]]
+Middleware = Callable[[Context, Next], Awaitable[Any]]
+Lifespan = Callable[["Packhorse"], AbstractAsyncContextManager[Any]]
+
+
+class Packhorse:
+    """An app: tasks by type, and one store of jobs.
+
+    `url` names the backend; without it `PACKHORSE_URL`, then `packhorse.toml`, then `sqlite:///packhorse.db`.
+    Nothing is opened before the first job is enqueued or looked up. Safe to use from many threads and loops.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        chance: Chance = CHANCE,
+        lifespan: Lifespan | None = None,
+        **settings: Any,
+    ) -> None:
+        self.settings: Settings = load({"url": url, **settings})
+        self.clock = clock
+        self.chance = chance
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.middlewares: list[Middleware] = []
+        self.providers: dict[object, Callable[..., Any]] = {}
+        self.enqueue_hooks: list[Callable[[JobSpec], JobSpec]] = []
+        self.lifespan_hook = lifespan
+        self.lifespan_state: Any = None
+        self.portal = Portal()
+        self._backends: dict[asyncio.AbstractEventLoop, Backend] = {}
+        self._after_enqueue: Callable[[], Awaitable[None]] | None = None  # testing.inline runs the job here
+
+    def __repr__(self) -> str:
+        return f"<Packhorse {redact(self.settings.url)}>"
+
+    # ---- registering -----------------------------------------------------------------------------------
+
+    @overload
+    def task(self, name: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, name: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        name: str | None = None,
+        *,
+        executor: Executor | None = None,
+        backoff: float | str | None = None,
+        backoff_max: float | str | None = None,
+        fail_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        description: str | None = None,
+        **options: Any,
+    ) -> _Registrar: ...
+    def task(
+        self,
+        name: Any = None,
+        *,
+        executor: Executor | None = None,
+        backoff: float | str | None = None,
+        backoff_max: float | str | None = None,
+        fail_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        description: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Register a function as the handler of a job type (its name, unless `name` is given).
+
+        `async def` runs on the event loop, `def` in a thread, `executor="process"` in a child process that can be
+        killed. `backoff` and `backoff_max` bound the delays between attempts, `fail_on` names errors that no retry
+        will mend. The other options are the defaults of its jobs, as in `Task.using`.
+        """
+        policy = Backoff(
+            base_ms=duration_ms("1s" if backoff is None else backoff, "backoff"),
+            max_ms=duration_ms("10m" if backoff_max is None else backoff_max, "backoff_max"),
+        )
+
+        def register(handler: Callable[..., Any]) -> Task[..., Any]:
+            task: Task[..., Any] = Task(
+                self,
+                handler,
+                type=name if isinstance(name, str) else handler.__name__,
+                executor=executor,
+                backoff=policy,
+                fail_on=fail_on if isinstance(fail_on, tuple) else (fail_on,),
+                options=options,
+                description=description,
+            )
+            if task.type in self.tasks:
+                raise ConfigurationError(f"the job type {task.type!r} has a task already; give this one another name")
+            self.tasks[task.type] = task
+            return task
+
+        return register(name) if callable(name) else register
+
+    def middleware(self, function: Middleware) -> Middleware:
+        """Wrap every run: `async def timing(ctx, call_next): ...; return await call_next()`. The first is outermost."""
+        self.middlewares.append(function)
+        return function
+
+    def on_enqueue(self, function: Callable[[JobSpec], JobSpec]) -> Callable[[JobSpec], JobSpec]:
+        """Look at, change (`msgspec.structs.replace`) or refuse (raise) every job before it is stored."""
+        self.enqueue_hooks.append(function)
+        return function
+
+    def lifespan(self, function: Callable[[Packhorse], AsyncIterator[Any]]) -> Lifespan:
+        """Run an async generator around each worker process; what it yields is `ctx.state`."""
+        self.lifespan_hook = asynccontextmanager(function)
+        return self.lifespan_hook
+
+    def provide(self, kind: type[T], factory: Callable[..., Any]) -> None:
+        """Fill handler parameters annotated `kind` by calling `factory()` or `factory(ctx)` for each run.
+
+        The factory may be a function, an async function, or a generator (async or not) that cleans up after its yield.
+        """
+        self.providers[kind] = factory
+
+    def injectable(self, hint: object) -> bool:
+        """Answer whether a parameter with this annotation is filled by packhorse rather than by the payload."""
+        if hint is Context:
+            return True
+        try:
+            return hint in self.providers
+        except TypeError:  # an annotation that cannot be hashed
+            return False
+
+    # ---- enqueueing ------------------------------------------------------------------------------------
+
+    def spec(
+        self, task: Task[..., Any] | str, payload: object = None, options: Mapping[str, Any] | None = None
+    ) -> JobSpec:
+        """Make a job of a task or of a type by name, checked against the task where it is registered here."""
+        job_type = task.type if isinstance(task, Task) else check_name(task, "job type")
+        known = self.tasks.get(job_type)
+        value: object = {} if payload is None else dict(payload) if isinstance(payload, Mapping) else payload
+        data = known.arguments.write(value) if known is not None else codec.encode(codec.to_plain(value))
+        fields = read_options(options) if options else {}
+        return self.make_spec(job_type, data, {**known.defaults, **fields} if known is not None else fields)
+
+    def make_spec(self, job_type: str, payload: bytes, fields: dict[str, Any]) -> JobSpec:
+        """Put a job together from parts that are checked already."""
+        now_ms = self.clock.now_ms()
+        if AT_MS in fields:
+            fields = {name: value for name, value in fields.items() if name not in {AT_MS, "delay_ms"}} | {
+                "delay_ms": max(0, fields[AT_MS] - now_ms)
+            }
+        if self.settings.max_attempts is not None:
+            fields.setdefault("max_attempts", self.settings.max_attempts)
+        spec = JobSpec(id=self.chance.id(now_ms), type=job_type, payload=payload, **fields)
+        for hook in self.enqueue_hooks:
+            spec = hook(spec)
+        return spec
+
+    async def aenqueue_specs(self, specs: list[JobSpec]) -> list[Job[Any]]:
+        """Store jobs made before, in batches of 1,000; each batch whole or not at all."""
+        backend = await self.backend()
+        jobs: list[Job[Any]] = []
+        for start in range(0, len(specs), BATCH_MAX):
+            batch = specs[start : start + BATCH_MAX]
+            for spec, answer in zip(batch, await backend.enqueue(batch), strict=True):
+                task = self.tasks.get(spec.type)
+                result_type = task.arguments.result_type if task is not None else Any
+                jobs.append(Job(self, answer.id, created=answer.created, result_type=result_type))
+        if self._after_enqueue is not None:
+            await self._after_enqueue()
+        return jobs
+
+    def enqueue_specs(self, specs: list[JobSpec]) -> list[Job[Any]]:
+        """Store jobs made before; blocks. See `aenqueue_specs`."""
+        return self.portal.call(self.aenqueue_specs(specs))
+
+    def enqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Job[Any]:
+        """Store a job by type, without importing its task: `app.enqueue("email", {"to": "a@example.com"})`."""
+        return self.enqueue_specs([self.spec(task, payload, options)])[0]
+
+    async def aenqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Job[Any]:
+        """Store a job by type, in async code."""
+        return (await self.aenqueue_specs([self.spec(task, payload, options)]))[0]
+
+    def enqueue_many(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[Job[Any]]:
+        """Store many jobs in few transactions. All are checked before the first is stored.
+
+        An item is `task.job(...)`, a tuple `(task or type, payload)` or a mapping with `type`, `payload` and options.
+        """
+        return self.enqueue_specs(self._specs(jobs))
+
+    async def aenqueue_many(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[Job[Any]]:
+        """Store many jobs in few transactions, in async code. See `enqueue_many`."""
+        return await self.aenqueue_specs(self._specs(jobs))
+
+    def _specs(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[JobSpec]:
+        specs = []
+        for job in jobs:
+            if isinstance(job, JobSpec):
+                specs.append(job)
+            elif isinstance(job, tuple) and 1 <= len(job) <= 2:
+                specs.append(self.spec(*job))
+            elif isinstance(job, Mapping) and "type" in job:
+                options = {name: value for name, value in job.items() if name not in {"type", "payload"}}
+                specs.append(self.spec(job["type"], job.get("payload"), options))
+            else:
+                raise InvalidOption(
+                    "an item of enqueue_many is task.job(...), (task, payload) or {'type': ..., 'payload': ...}"
+                )
+        return specs
+
+    # ---- looking and steering --------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job[Any]:
+        """Answer the handle of a job by id; nothing is looked up yet."""
+        return Job(self, job_id)
+
+    def cancel(self, job_id: str) -> Steered:
+        """Stop a job by id. See `Job.cancel`."""
+        return self.job(job_id).cancel()
+
+    async def acounts(self) -> dict[str, QueueCounts]:
+        """Count jobs by queue and state."""
+        return await (await self.backend()).counts()
+
+    def counts(self) -> dict[str, QueueCounts]:
+        """Count jobs by queue and state."""
+        return self.portal.call(self.acounts())
+
+    # ---- backends and workers --------------------------------------------------------------------------
+
+    async def backend(self) -> Backend:
+        """Answer this event loop's connection, opened when first asked for."""
+        loop = asyncio.get_running_loop()
+        backend = self._backends.get(loop)
+        if backend is None:
+            for dead in [other for other in self._backends if other.is_closed()]:
+                await self._backends.pop(dead).close()
+            if not self._backends:
+                atexit.register(self.close)
+            backend = open_backend(self.settings.url, self.clock)
+            # Kept before it is open, so that two first callers share it; open() twice is harmless.
+            self._backends[loop] = backend
+            try:
+                await backend.open()
+            except BaseException:
+                if self._backends.get(loop) is backend:
+                    del self._backends[loop]
+                raise
+        return backend
+
+    def worker(self, **options: Any) -> LocalWorker:
+        """Make a worker that runs in this process and event loop: `async with app.worker(): ...`.
+
+        For tests and small programs; `packhorse worker` starts the one with processes of its own. Options:
+        queues, concurrency, lease, shutdown_timeout, burst.
+        """
+        from .worker.local import LocalWorker
+
+        return LocalWorker(self, **options)
+
+    async def aclose(self) -> None:
+        """Close this event loop's connection. The app can be used again."""
+        backend = self._backends.pop(asyncio.get_running_loop(), None)
+        if backend is not None:
+            await backend.close()
+
+    def close(self) -> None:
+        """Close the connection of blocking code. The app can be used again."""
+        atexit.unregister(self.close)
+        if any(not loop.is_closed() for loop in self._backends):
+            self.portal.call(self.aclose())
+        self.portal.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class _Registrar:
+    """The type of `@app.task(...)`: turns a function into a Task of the same parameters and result."""
+
+    @overload
+    def __call__(self, handler: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[P, R], /) -> Task[P, R]: ...
+    def __call__(self, handler: Any, /) -> Any:
+        raise AssertionError("only a type")
+
+
+def is_generator(factory: Callable[..., Any]) -> bool:
+    """Answer whether a provider yields its value and cleans up afterwards."""
+    return inspect.isgeneratorfunction(factory) or inspect.isasyncgenfunction(factory)

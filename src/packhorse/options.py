@@ -1,0 +1,156 @@
+"""The options of a job, read the same way wherever they are given: `using(...)`, `enqueue`, the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from .errors import InvalidOption
+from .job import (
+    AFTER_MAX,
+    DELAY_MS_MAX,
+    KEY_CHARS_MAX,
+    MAX_ATTEMPTS_MAX,
+    META_MAX,
+    META_VALUE_CHARS_MAX,
+    PRIORITIES,
+    TAGS_MAX,
+    TIMEOUT_MS_MAX,
+    State,
+    Unique,
+    check_name,
+)
+from .settings import duration_ms
+
+#: The key under which a fixed instant travels until the moment of the enqueue.
+AT_MS = "at_ms"
+
+
+def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn options as people write them into fields of `JobSpec` (and `at_ms`). None counts as not given.
+
+    Raises InvalidOption or InvalidName with the remedy in the message.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        reader = _READERS.get(name)
+        if reader is None:
+            raise InvalidOption(f"there is no option {name!r}; there are {', '.join(sorted(_READERS))}")
+        if value is None and name != "timeout":
+            continue
+        field, read = reader(value)
+        if field in fields and fields[field] != read:
+            raise InvalidOption(
+                f"{name}={value!r} contradicts another option: give max_attempts or max_retries, delay or at"
+            )
+        fields[field] = read
+    if AT_MS in fields and "delay_ms" in fields:
+        raise InvalidOption("give delay or at, not both")
+    return fields
+
+
+def _queue(value: object) -> tuple[str, str]:
+    return "queue", check_name(value, "queue")
+
+
+def read_priority(value: object) -> int:
+    """Read a priority: high, normal, low, or 0 (soonest) to 9."""
+    if isinstance(value, str) and value in PRIORITIES:
+        return PRIORITIES[value]
+    if isinstance(value, str) and len(value) == 1 and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9:
+        return value
+    raise InvalidOption(f"priority: {str(value)[:40]!r} must be high, normal, low or 0 (soonest) to 9")
+
+
+def _whole(value: object, what: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidOption(f"{what}: {str(value)[:40]!r} must be a whole number from {low} to {high}")
+    return value
+
+
+def _timeout(value: object) -> tuple[str, int]:
+    return "timeout_ms", 0 if value is None else duration_ms(value, "timeout (None for no limit)", TIMEOUT_MS_MAX)
+
+
+def read_instant_ms(value: object, what: str = "at") -> int:
+    """Read an instant: an aware datetime, or RFC 3339 text with an offset."""
+    if isinstance(value, str):
+        text = value
+        try:
+            value = datetime.fromisoformat(text)
+        except ValueError:
+            raise InvalidOption(f"{what}: {text[:40]!r} is not an instant; write 2030-01-31T09:00:00Z") from None
+    if not isinstance(value, datetime):
+        raise InvalidOption(f"{what}: {str(value)[:40]!r} is not an instant; pass an aware datetime or RFC 3339 text")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidOption(
+            f"{what}: {value.isoformat()} has no time zone; "
+            "write datetime(..., tzinfo=UTC) or end the text with Z or +01:00"
+        )
+    return round(value.timestamp() * 1000)
+
+
+def _unique(value: object) -> tuple[str, Unique]:
+    if isinstance(value, str):
+        value = Unique(key=value)
+    if not isinstance(value, Unique):
+        raise InvalidOption(f"unique: {str(value)[:40]!r} must be a key as text, or packhorse.Unique(key=...)")
+    _short_text(value.key, "unique")
+    if value.on_conflict not in {"existing", "replace", "refuse"}:
+        raise InvalidOption(f"unique: on_conflict={value.on_conflict!r} must be existing, replace or refuse")
+    if value.for_ms < 0 or not set(value.states) <= set(State):
+        raise InvalidOption("unique: for_ms must not be negative and states must be states of a job")
+    return "unique", value
+
+
+def _short_text(value: object, what: str) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= KEY_CHARS_MAX or not value.isprintable():
+        raise InvalidOption(f"{what}: {str(value)[:40]!r} must be 1 to {KEY_CHARS_MAX} printable characters")
+    return value
+
+
+def _after(value: object) -> tuple[str, tuple[str, ...]]:
+    parents = [value] if isinstance(value, str) or hasattr(value, "id") else value
+    if not isinstance(parents, list | tuple) or len(parents) > AFTER_MAX:
+        raise InvalidOption(f"after: give a job, its id, or a list of up to {AFTER_MAX}")
+    return "after", tuple(str(getattr(parent, "id", parent)) for parent in parents)
+
+
+def _tags(value: object) -> tuple[str, tuple[str, ...]]:
+    tags = [value] if isinstance(value, str) else value
+    if not isinstance(tags, list | tuple | set | frozenset) or len(tags) > TAGS_MAX:
+        raise InvalidOption(f"tags: give a list of up to {TAGS_MAX} names")
+    return "tags", tuple(dict.fromkeys(check_name(tag, "tag") for tag in tags))
+
+
+def _meta(value: object) -> tuple[str, dict[str, str]]:
+    if not isinstance(value, Mapping) or len(value) > META_MAX:
+        raise InvalidOption(f"meta: give up to {META_MAX} names with text")
+    for name, text in value.items():
+        check_name(name, "meta entry")
+        if not isinstance(text, str) or len(text) > META_VALUE_CHARS_MAX or not _storable(text):
+            raise InvalidOption(f"meta: {name} must be text of up to {META_VALUE_CHARS_MAX} characters, without NUL")
+    return "meta", dict(value)
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+_READERS: dict[str, Callable[[Any], tuple[str, Any]]] = {
+    "queue": _queue,
+    "priority": lambda value: ("priority", read_priority(value)),
+    "max_attempts": lambda value: ("max_attempts", _whole(value, "max_attempts", 1, MAX_ATTEMPTS_MAX)),
+    "max_retries": lambda value: ("max_attempts", _whole(value, "max_retries", 0, MAX_ATTEMPTS_MAX - 1) + 1),
+    "timeout": _timeout,
+    "delay": lambda value: ("delay_ms", duration_ms(value, "delay", DELAY_MS_MAX)),
+    "at": lambda value: (AT_MS, read_instant_ms(value)),
+    "unique": _unique,
+    "after": _after,
+    "key": lambda value: ("key", _short_text(value, "key")),
+    "tags": _tags,
+    "meta": _meta,
+}

@@ -1,0 +1,109 @@
+"""A task: a Python function registered for a job type, and the ways to enqueue it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+
+from .arguments import Arguments
+from .client import Job
+from .errors import ConfigurationError
+from .job import JobSpec, check_name
+from .options import read_options
+from .retry import Backoff
+
+if TYPE_CHECKING:
+    from .app import Packhorse
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Executor = Literal["async", "thread", "process"]
+
+
+class Task(Generic[P, R]):
+    """A function registered for a type. Calling it calls the function; `enqueue` stores a job instead."""
+
+    def __init__(
+        self,
+        app: Packhorse,
+        handler: Callable[P, Any],
+        *,
+        type: str,  # noqa: A002  # DESIGN's word for it
+        executor: Executor | None,
+        backoff: Backoff,
+        fail_on: tuple[type[BaseException], ...],
+        options: dict[str, Any],
+        description: str | None = None,
+    ) -> None:
+        self.app = app
+        self.handler = handler
+        self.type = check_name(type, "job type")
+        self.backoff = backoff
+        self.fail_on = fail_on
+        self.defaults = read_options(options)
+        self.description = description or _first_line(handler)
+        self.arguments = Arguments(handler, app.injectable)
+        self.executor: Executor = executor or ("async" if inspect.iscoroutinefunction(handler) else "thread")
+        if self.executor == "async" and not inspect.iscoroutinefunction(handler):
+            raise ConfigurationError(f"{type}: executor='async' needs `async def`; leave executor out for a thread")
+        if self.executor == "thread" and inspect.iscoroutinefunction(handler):
+            raise ConfigurationError(f"{type}: `async def` runs on the event loop; leave executor out")
+        self.__wrapped__ = handler
+        self.__name__ = getattr(handler, "__name__", type)
+        self.__doc__ = handler.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the function itself, now and here."""
+        return self.handler(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.type}>"
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Store a job with these arguments. Blocks until it is kept as the backend promises.
+
+        Raises InvalidPayload where the function would not take them, UniqueConflict, QueueFull, Unavailable.
+        """
+        return self.using().enqueue(*args, **kwargs)
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Store a job with these arguments, in async code."""
+        return await self.using().aenqueue(*args, **kwargs)
+
+    def job(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec:
+        """Make a job without storing it, for `app.enqueue_many`."""
+        return self.using().job(*args, **kwargs)
+
+    def using(self, **options: Any) -> Using[P, R]:
+        """Answer this task with options for the jobs enqueued through it: `task.using(delay="30s").enqueue(...)`.
+
+        Options: queue, priority, max_attempts (or max_retries), timeout, delay, at, unique, after, key, tags, meta.
+        """
+        return Using(self, read_options(options) if options else {})
+
+
+class Using(Generic[P, R]):
+    """A task with options of the jobs it makes."""
+
+    def __init__(self, task: Task[P, R], fields: dict[str, Any]) -> None:
+        self._task = task
+        self._fields = fields
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Store a job, see `Task.enqueue`."""
+        return self._task.app.enqueue_specs([self.job(*args, **kwargs)])[0]
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Store a job in async code, see `Task.enqueue`."""
+        return (await self._task.app.aenqueue_specs([self.job(*args, **kwargs)]))[0]
+
+    def job(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec:
+        """Make a job without storing it."""
+        task = self._task
+        return task.app.make_spec(task.type, task.arguments.bind(args, kwargs), {**task.defaults, **self._fields})
+
+
+def _first_line(handler: Callable[..., Any]) -> str:
+    return (inspect.getdoc(handler) or "").strip().partition("\n")[0]

@@ -1,0 +1,114 @@
+"""From the backend to the runner: claims as much as will soon be started, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ..backends.base import BATCH_MAX, Backend, queue_topic
+from ..chance import Chance
+from ..clock import Clock
+from ..errors import PackhorseError
+from ..job import State
+from .lease import Lease
+from .options import WorkerOptions
+from .runner import Runner
+from .settler import Settler
+
+log = logging.getLogger("packhorse.claimer")
+
+#: A runner holds no more unstarted jobs than it can start within this time (DESIGN section 5, rule 8).
+AHEAD_MS = 100
+_PAUSE_S_MIN = 0.05
+_PAUSE_S_MAX = 2.0
+
+
+class Claimer:
+    """Claims for one runner: batches of one when idle, up to 1,000 under load."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        runner: Runner,
+        settler: Settler,
+        lease: Lease,
+        worker: str,
+        options: WorkerOptions,
+        clock: Clock,
+        chance: Chance,
+    ) -> None:
+        self._backend = backend
+        self._runner = runner
+        self._settler = settler
+        self._lease = lease
+        self._worker = worker
+        self._options = options
+        self._clock = clock
+        self._chance = chance
+        self._rate_per_ms = 0.0
+        self._measured_ms = clock.boot_ms()
+        self._measured_started = 0
+        self.claims = 0
+        #: Set when a burst found nothing left to do.
+        self.exhausted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Claim for ever; cancel it to stop claiming."""
+        pause_s = _PAUSE_S_MIN
+        while True:
+            try:
+                with self._backend.watch([queue_topic(queue) for queue in self._options.queues]) as bell:
+                    while True:
+                        await self._settler.room.wait()
+                        await self._runner.has_room(self._wanted)
+                        if await self._claim():
+                            pause_s = _PAUSE_S_MIN
+                            continue
+                        if self._options.burst and await self._nothing_left():
+                            self.exhausted.set()
+                        await bell.wait(self._options.poll_interval_ms)
+            except PackhorseError as error:
+                log.warning("cannot claim, trying again: %s", error)
+                await asyncio.sleep(self._chance.uniform(pause_s / 2, pause_s))
+                pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+
+    async def _claim(self) -> bool:
+        sent_ms = self._clock.boot_ms()
+        jobs = await self._backend.claim(self._options.queues, self._wanted(), self._options.lease_ms, self._worker)
+        self.claims += 1
+        if not jobs:
+            return False
+        self._lease.renewed(sent_ms)
+        self._runner.feed(jobs)
+        return True
+
+    def _wanted(self) -> int:
+        """Answer how many jobs to claim now; 0 while enough are here."""
+        runner = self._runner
+        self._measure()
+        target = min(BATCH_MAX, runner.free_slots + int(self._rate_per_ms * AHEAD_MS))
+        unstarted = runner.unstarted
+        # Half a target is worth a claim: smaller claims cost the same and carry less.
+        return target - unstarted if unstarted * 2 <= target else 0
+
+    def _measure(self) -> None:
+        now_ms = self._clock.boot_ms()
+        elapsed_ms = now_ms - self._measured_ms
+        if elapsed_ms < 20:
+            return
+        started = self._runner.started
+        rate = (started - self._measured_started) / elapsed_ms
+        # A rise counts at once, a fall by half each time: a pause in the work is not a slower handler.
+        self._rate_per_ms = max(rate, (self._rate_per_ms + rate) / 2)
+        self._measured_ms = now_ms
+        self._measured_started = started
+
+    async def _nothing_left(self) -> bool:
+        """Wait for what was started, then answer whether these queues have nothing that may be claimed."""
+        await self._runner.quiet(self._options.poll_interval_ms)
+        await self._settler.drained()
+        if self._runner.holding:
+            return False
+        counts = await self._backend.counts()
+        ours = [counts[name] for name in self._options.queues if name in counts]
+        return not any(queue.states.get(State.PENDING) for queue in ours if not queue.paused)

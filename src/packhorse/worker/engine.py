@@ -1,0 +1,135 @@
+"""One event loop's worker: the parts joined, started and stopped in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from ..app import Packhorse
+from ..backends.base import Backend, Keep, WorkerInfo
+from .claimer import Claimer
+from .executors import Executors
+from .handler import Handler
+from .heart import Heart
+from .lease import Lease
+from .options import WorkerOptions
+from .runner import Runner
+from .settler import Settler
+from .ticker import Ticker
+
+log = logging.getLogger("packhorse.worker")
+
+#: How long settling may go on after the grace time of a shutdown.
+SETTLE_MS_MAX = 5_000
+
+
+class Engine:
+    """Claims, runs and settles on the running event loop until told to stop."""
+
+    def __init__(
+        self,
+        app: Packhorse,
+        backend: Backend,
+        info: WorkerInfo,
+        options: WorkerOptions,
+        *,
+        kept: bool = False,
+        renewed_elsewhere: Callable[[], int] | None = None,
+        on_tainted: Callable[[str], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self.app = app
+        self.backend = backend
+        self.info = info
+        self.options = options
+        clock, chance = app.clock, app.chance
+        self.executors = Executors(app, options)
+        self.settler = Settler(backend, chance)
+        self.lease = Lease(clock, options.lease_ms, renewed_elsewhere)
+        self.handlers = {name: Handler(app, task, self.executors) for name, task in app.tasks.items()}
+        self.runner = Runner(
+            app,
+            self.handlers,
+            self.settler,
+            self.lease,
+            options,
+            clock,
+            chance,
+            on_tainted=on_tainted,
+            on_step=on_step,
+        )
+        self.claimer = Claimer(backend, self.runner, self.settler, self.lease, info.id, options, clock, chance)
+        self.heart = Heart(backend, info, self.lease, self.runner, clock, spare=kept)
+        # A keeper ticks for all its runners; without one the engine does.
+        self.ticker = None if kept else Ticker(backend, keep_times(options), chance, clock)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._claiming: asyncio.Task[None] | None = None
+        self._lifespan = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Run the app's lifespan and start the parts. Claims begin at once."""
+        if self.app.lifespan_hook is not None:
+            self.app.lifespan_state = await self._lifespan.enter_async_context(self.app.lifespan_hook(self.app))
+        self._tasks = [self._go(self.settler.run()), self._go(self.heart.run())]
+        if self.ticker is not None:
+            self._tasks.append(self._go(self.ticker.run()))
+        self._claiming = self._go(self.claimer.run())
+
+    def _go(self, coroutine: object) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]  # a coroutine of a part
+
+    async def exhausted(self) -> None:
+        """Wait until a burst found nothing left to do."""
+        await self.claimer.exhausted.wait()
+
+    async def stop(self, grace_ms: int | None = None) -> None:
+        """Stop claiming, release what has not started, let the running finish, settle, close. No attempt is charged.
+
+        Runs still going after `grace_ms` are told to stop and released; what ignores that lapses with the worker.
+        """
+        grace_ms = self.options.shutdown_timeout_ms if grace_ms is None else grace_ms
+        await self._stop_claiming()
+        self.runner.release_unstarted()
+        if not await self.runner.quiet(grace_ms):
+            log.warning("%d jobs still run after the grace time; they are stopped", self.runner.busy)
+            self.runner.stop_all("shutdown")
+            await self.runner.quiet(self.options.stop_grace_ms + 100)
+        await self._settle_rest()
+        await self.close()
+
+    def hurry(self) -> None:
+        """Stop now: tell every run to stop; what is done is still settled."""
+        self.runner.stop_all("shutdown")
+
+    async def _stop_claiming(self) -> None:
+        if self._claiming is not None:
+            self._claiming.cancel()
+            await asyncio.wait([self._claiming])
+
+    async def _settle_rest(self) -> None:
+        try:
+            async with asyncio.timeout(SETTLE_MS_MAX / 1000):
+                await self.settler.drained()
+                await self.backend.retire(self.info.id, "its worker stopped before the job ended")
+        except Exception as error:  # a backend that is away must not keep the worker from stopping
+            log.warning("stopping with %d ends of runs unsettled: %s", self.settler.pending, error)
+
+    async def close(self) -> None:
+        """End all parts. Jobs still held lapse."""
+        self.runner.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.executors.close()
+        await self._lifespan.aclose()
+
+
+def keep_times(options: WorkerOptions) -> Keep:
+    """Answer how long ended jobs are kept."""
+    return Keep(
+        succeeded_ms=options.keep_succeeded_ms,
+        failed_ms=options.keep_failed_ms,
+        cancelled_ms=options.keep_cancelled_ms,
+    )

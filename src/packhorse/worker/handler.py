@@ -1,0 +1,93 @@
+"""From a task to something the runner can start: arguments, injection, middleware and executor joined once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+from ..app import Packhorse
+from ..context import Context
+from ..job import Claimed
+from ..task import Task
+from .executors import Executors
+
+Start = Callable[[dict[str, Any], Context], Coroutine[Any, Any, Any]]
+
+
+class Handler:
+    """A task made ready to run in this process."""
+
+    __slots__ = ("needs_context", "read", "start", "start_plain", "task")
+
+    def __init__(self, app: Packhorse, task: Task[..., Any], executors: Executors) -> None:
+        self.task = task
+        self.read = task.arguments.read
+        body = _body(task, executors)
+        if task.arguments.injected:
+            body = _inject(app, task, body)
+        for middleware in reversed(app.middlewares):
+            body = _wrap(middleware, body)
+        self.start: Start = body
+        #: The short way for the most common case: an async function that asks for nothing.
+        self.needs_context = bool(task.arguments.injected or app.middlewares or task.executor != "async")
+        self.start_plain: Callable[..., Coroutine[Any, Any, Any]] = task.handler
+
+
+def _body(task: Task[..., Any], executors: Executors) -> Start:
+    match task.executor:
+        case "async":
+
+            async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
+                return await task.handler(**kwargs)
+
+        case "thread":
+
+            async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
+                return await executors.in_thread(task.handler, kwargs)
+
+        case "process":
+
+            async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
+                return await executors.in_process(task, kwargs, ctx)
+
+    return run
+
+
+def _inject(app: Packhorse, task: Task[..., Any], body: Start) -> Start:
+    async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
+        async with AsyncExitStack() as stack:
+            for name, kind in task.arguments.injected.items():
+                if kind is Context:
+                    kwargs[name] = ctx
+                else:
+                    kwargs[name] = await _provide(app.providers[kind], ctx, stack)
+            return await body(kwargs, ctx)
+
+    return run
+
+
+async def _provide(factory: Callable[..., Any], ctx: Context, stack: AsyncExitStack) -> Any:
+    args = (ctx,) if inspect.signature(factory).parameters else ()
+    if inspect.isasyncgenfunction(factory):
+        return await stack.enter_async_context(asynccontextmanager(factory)(*args))
+    if inspect.isgeneratorfunction(factory):
+        return stack.enter_context(contextmanager(factory)(*args))
+    value = factory(*args)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _wrap(middleware: Callable[..., Awaitable[Any]], body: Start) -> Start:
+    async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
+        async def call_next() -> Any:
+            return await body(kwargs, ctx)
+
+        return await middleware(ctx, call_next)
+
+    return run
+
+
+def new_context(app: Packhorse, job: Claimed) -> Context:
+    """Make the context of one run."""
+    return Context(app, job)

@@ -1,0 +1,70 @@
+"""Keeps a worker's lease from inside its event loop, and learns which jobs were lost or are to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ..backends.base import Backend, WorkerInfo, worker_topic
+from ..clock import Clock
+from ..errors import PackhorseError
+from .lease import Lease
+from .runner import Runner
+
+log = logging.getLogger("packhorse.heart")
+
+#: While jobs run, look for cancellations and send progress this often.
+_BUSY_MS = 1_000
+_GAP_MS_MIN = 100
+
+
+class Heart:
+    """Beats when the lease is a quarter old, when a job has progress to tell, and while jobs run.
+
+    `spare` is for a runner whose keeper beats for it: then only progress and an old lease are reasons.
+    """
+
+    def __init__(
+        self, backend: Backend, info: WorkerInfo, lease: Lease, runner: Runner, clock: Clock, *, spare: bool = False
+    ) -> None:
+        self._backend = backend
+        self._info = info
+        self._lease = lease
+        self._runner = runner
+        self._clock = clock
+        self._spare = spare
+        runner.renew = self.beat
+
+    async def run(self) -> None:
+        """Beat for ever; cancel it to stop. A backend that is away is tried again: leases may lapse meanwhile."""
+        with self._backend.watch([worker_topic(self._info.id)]) as bell:
+            while True:
+                try:
+                    if self._due():
+                        await self.beat()
+                except PackhorseError as error:
+                    log.warning("cannot renew the lease, trying again: %s", error)
+                rung = await bell.wait(min(_BUSY_MS, self._lease.lease_ms // 4))
+                if rung and not self._spare:
+                    await self._beat_soon()
+
+    async def _beat_soon(self) -> None:
+        try:
+            if self._runner.holding:
+                await self.beat()
+        except PackhorseError as error:
+            log.warning("cannot ask for cancellations, trying again: %s", error)
+        await asyncio.sleep(_GAP_MS_MIN / 1000)
+
+    def _due(self) -> bool:
+        if self._lease.age_ms() * 4 >= self._lease.lease_ms or self._runner.has_notes:
+            return True
+        return bool(self._runner.holding) and not self._spare
+
+    async def beat(self) -> None:
+        """Renew the lease now. Raises Unavailable."""
+        sent_ms = self._clock.boot_ms()
+        self._info.busy = self._runner.busy
+        pulse = await self._backend.heartbeat(self._info, self._lease.lease_ms, self._runner.take_notes())
+        self._lease.renewed(sent_ms)
+        self._runner.apply_pulse(pulse.held.keys(), pulse.cancel, sent_ms)

@@ -1,0 +1,41 @@
+"""How long this worker may still believe that its jobs are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..clock import Clock
+
+
+class Lease:
+    """A worker's lease, measured from *before* each renewal was sent, on a clock that counts suspend.
+
+    So it never looks longer here than it is in the store (DESIGN section 5, rule 3).
+    """
+
+    def __init__(self, clock: Clock, lease_ms: int, renewed_elsewhere: Callable[[], int] | None = None) -> None:
+        self.lease_ms = lease_ms
+        self._clock = clock
+        self._from_ms = -lease_ms
+        self._renewed_elsewhere = renewed_elsewhere  # the keeper renews too and tells when
+
+    def renewed(self, sent_ms: int) -> None:
+        """Note a renewal that was acknowledged; `sent_ms` is the boot clock before it was sent."""
+        self._from_ms = max(self._from_ms, sent_ms)
+
+    def age_ms(self) -> int:
+        """Answer how much of the lease is used up, ms. Above `lease_ms` it may be lost."""
+        now_ms = self._clock.boot_ms()
+        age_ms = now_ms - self._from_ms
+        if age_ms * 3 > self.lease_ms and self._renewed_elsewhere is not None:
+            self._from_ms = max(self._from_ms, self._renewed_elsewhere())
+            age_ms = now_ms - self._from_ms
+        return age_ms
+
+    def fresh(self) -> bool:
+        """Answer whether a handler may start now: less than a third of the lease is gone."""
+        return self.age_ms() * 3 <= self.lease_ms
+
+    def live(self) -> bool:
+        """Answer whether the lease can still be ours."""
+        return self.age_ms() < self.lease_ms

@@ -1,0 +1,43 @@
+"""How a worker is to behave, as one value that can cross to another process."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..errors import ConfigurationError
+from ..job import check_name
+from ..settings import Settings
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of one runner. Durations in ms."""
+
+    queues: tuple[str, ...] = ("default",)
+    concurrency: int = 100
+    lease_ms: int = 30_000
+    shutdown_timeout_ms: int = 30_000
+    poll_interval_ms: int = 1_000
+    park_ms: int = 600_000
+    # How long a run that was told to stop may take before its slot is taken back.
+    stop_grace_ms: int = 5_000
+    burst: bool = False
+    jobs_max: int = 0  # recycle a runner process after so many jobs; 0: never
+    memory_bytes_max: int = 0  # recycle a runner process above this size; 0: never
+    keep_succeeded_ms: int = 86_400_000
+    keep_failed_ms: int = 30 * 86_400_000
+    keep_cancelled_ms: int = 86_400_000
+
+    def __post_init__(self) -> None:
+        for queue in self.queues:
+            check_name(queue, "queue")
+        if not 1 <= self.concurrency <= 100_000:
+            raise ConfigurationError(f"concurrency {self.concurrency} must be from 1 to 100000")
+        if not 1_000 <= self.lease_ms <= 86_400_000:
+            raise ConfigurationError(f"a lease of {self.lease_ms} ms must be from 1s to 1d; 30s is the default")
+
+    @classmethod
+    def of(cls, settings: Settings, **overrides: object) -> WorkerOptions:
+        """Take the worker's part of the settings; `overrides` that are None count as not given."""
+        shared = {name: getattr(settings, name) for name in cls.__struct_fields__ if hasattr(settings, name)}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return cls(**{**shared, **given})
