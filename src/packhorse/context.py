@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import codec
@@ -27,6 +28,7 @@ class Context:
         self._job = job
         self._stop = threading.Event()
         self._note: Note | None = None
+        self._restart: Callable[[], None] | None = None
         self.follow_ups: list[JobSpec] = []
 
     @property
@@ -96,7 +98,7 @@ class Context:
         if not 0.0 <= fraction <= 1.0:
             raise InvalidOption(f"progress: {fraction} must be from 0.0 to 1.0")
         text = None if note is None else codec.clean_text(note, NOTE_CHARS_MAX)
-        self._note = Note(id=self._job.id, token=self._job.token, progress=float(fraction), text=text)
+        self.keep_note(Note(id=self._job.id, token=self._job.token, progress=float(fraction), text=text))
 
     def then(self, task: Any, payload: object = None, /, **options: Any) -> str:
         """Enqueue a follow-up if and only if this run's outcome is stored; answers its id.
@@ -109,9 +111,36 @@ class Context:
         self.follow_ups.append(spec)
         return spec.id
 
-    def _take_note(self) -> Note | None:
+    # ---- for the worker --------------------------------------------------------------------------------
+
+    @property
+    def claimed(self) -> Claimed:
+        """The job as it was claimed."""
+        return self._job
+
+    @property
+    def has_note(self) -> bool:
+        """Whether there is progress to tell."""
+        return self._note is not None
+
+    def keep_note(self, note: Note) -> None:
+        """Keep progress for the next heartbeat; the latest wins."""
+        self._note = note
+
+    def take_note(self) -> Note | None:
+        """Take the progress to tell."""
         note, self._note = self._note, None
         return note
 
-    def _ask_to_stop(self) -> None:
+    def ask_to_stop(self) -> None:
+        """Raise the flag that `cancelled` shows."""
         self._stop.set()
+
+    def on_restart(self, restart: Callable[[], None]) -> None:
+        """Set what `restart_timeout` does."""
+        self._restart = restart
+
+    def restart_timeout(self) -> None:
+        """Count the time-out from now: until here the run only waited for a place."""
+        if self._restart is not None:
+            self._restart()

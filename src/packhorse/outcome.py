@@ -53,6 +53,14 @@ class Cancel(Control):
         super().__init__(reason or "the handler cancelled its job")
 
 
+class Ended(Control):
+    """Carries an outcome that was made elsewhere: in the process where the handler ran."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
 class Kind(StrEnum):
     """What the end of a run means; `retry.decide` makes a settlement of it."""
 
@@ -99,6 +107,8 @@ def from_result(value: object) -> Outcome:
 def from_exception(error: BaseException, fail_on: tuple[type[BaseException], ...] = ()) -> Outcome:
     """Turn what a handler raised into an outcome. `fail_on` are the task's permanent errors."""
     match error:
+        case Ended():
+            return error.outcome
         case Retry():
             return Outcome(Kind.RETRY, error_kind="Retry", message=_text(error), delay_ms=error.delay_ms)
         case Snooze():

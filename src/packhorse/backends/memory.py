@@ -107,6 +107,7 @@ class MemoryStore:
     def end(self, job: _Stored, state: State, now_ms: int) -> None:
         job.state = state
         job.finished_at_ms = now_ms
+        job.place = (0, 0, 0)  # voids its entries in the heaps, so that `next_due_ms` forgets it
         self.ended[state].append((now_ms, job.id))
         if job.unique is not None:
             self.free_unique(job)
@@ -150,7 +151,7 @@ class MemoryStore:
             due_at_ms=now_ms,
             key=spec.key,
             tags=spec.tags,
-            meta=spec.meta,
+            meta=_copy(spec.meta),
             unique=spec.unique.key if spec.unique is not None else None,
             unique_spec=spec.unique,
             workflow=spec.workflow,
@@ -253,7 +254,7 @@ class MemoryBackend(Backend):
                             job.parked_at_ms,
                             job.key,
                             job.tags,
-                            job.meta,
+                            _copy(job.meta),
                             job.workflow,
                         )
                     )
@@ -536,4 +537,11 @@ _RECORD_FIELDS = JobRecord.__struct_fields__
 
 
 def _record(job: _Stored) -> JobRecord:
-    return JobRecord(**{name: getattr(job, name) for name in _RECORD_FIELDS})
+    record = JobRecord(**{name: getattr(job, name) for name in _RECORD_FIELDS})
+    record.meta = _copy(job.meta)
+    return record
+
+
+def _copy(meta: dict[str, str] | None) -> dict[str, str] | None:
+    """The one value of a job that can change: who holds it must not change what is stored (FAILURES A)."""
+    return None if meta is None else dict(meta)

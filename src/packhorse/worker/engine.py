@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -57,9 +58,10 @@ class Engine:
             options,
             clock,
             chance,
-            on_tainted=on_tainted,
+            on_tainted=self._on_tainted,
             on_step=on_step,
         )
+        self._tell_tainted = on_tainted
         self.claimer = Claimer(backend, self.runner, self.settler, self.lease, info.id, options, clock, chance)
         self.heart = Heart(backend, info, self.lease, self.runner, clock, spare=kept)
         # A keeper ticks for all its runners; without one the engine does.
@@ -72,6 +74,7 @@ class Engine:
         """Run the app's lifespan and start the parts. Claims begin at once."""
         if self.app.lifespan_hook is not None:
             self.app.lifespan_state = await self._lifespan.enter_async_context(self.app.lifespan_hook(self.app))
+        self.runner.base = contextvars.copy_context()  # with what the lifespan set
         self._tasks = [self._go(self.settler.run()), self._go(self.heart.run())]
         if self.ticker is not None:
             self._tasks.append(self._go(self.ticker.run()))
@@ -79,6 +82,12 @@ class Engine:
 
     def _go(self, coroutine: object) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]  # a coroutine of a part
+
+    def _on_tainted(self, reason: str) -> None:
+        log.warning("%s", reason)
+        self.executors.replace_threads()  # one of them may be stuck with that job
+        if self._tell_tainted is not None:
+            self._tell_tainted(reason)
 
     async def exhausted(self) -> None:
         """Wait until a burst found nothing left to do."""

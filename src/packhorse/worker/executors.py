@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
+import signal
+import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from .. import outcome as outcomes
 from ..app import Packhorse
 from ..context import Context
 from ..task import Task
+from .forking import end_copy
+from .frames import LENGTH_BYTES, ChildDone, ChildJob, ChildNote, ChildSetup, pack, unpack
 from .options import WorkerOptions
 
 
@@ -21,6 +28,13 @@ class Executors:
         self._app = app
         self._options = options
         self._threads: ThreadPoolExecutor | None = None
+        self._idle: dict[str, list[HandlerChild]] = {}
+        self._alive: set[HandlerChild] = set()
+        # Handlers in processes are there to use processors: more at once than that only costs memory.
+        self._places = asyncio.Semaphore(min(options.concurrency, 2 * (os.cpu_count() or 1)))
+        self.app_path: str | None = None
+
+    # ---- threads ---------------------------------------------------------------------------------------
 
     async def in_thread(self, handler: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run a blocking handler in a thread. Told to stop, it waits for the thread: nobody can end it from outside."""
@@ -29,27 +43,156 @@ class Executors:
         context = contextvars.copy_context()
         future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, _guarded, handler, kwargs)
         try:
-            ended = await asyncio.shield(future)
+            value, error = await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait([future])
-            ended = future.result()
-        value, error = ended
+            value, error = future.result()
+        if isinstance(error, StopIteration):  # cannot be raised out of a coroutine
+            raise outcomes.Ended(outcomes.from_exception(error))
         if error is not None:
             raise error
         return value
 
-    async def in_process(self, task: Task[..., Any], kwargs: dict[str, Any], ctx: Context) -> Any:
-        raise RuntimeError("soon")
-
     def replace_threads(self) -> None:
         """Use new threads from now on: one of the old ones will not come back."""
         if self._threads is not None:
-            self._threads.shutdown(wait=False)
+            self._threads.shutdown(wait=False, cancel_futures=False)
             self._threads = None
 
+    # ---- child processes -------------------------------------------------------------------------------
+
+    async def in_process(self, task: Task[..., Any], ctx: Context) -> Any:
+        """Run a handler in a child process. Told to stop, the child gets SIGTERM, half the grace time, then SIGKILL."""
+        async with self._places:
+            ctx.restart_timeout()
+            idle = self._idle.setdefault(task.type, [])
+            child = idle.pop() if idle else await self._start_child(task)
+            try:
+                done = await child.run(ctx)
+            except BaseException:
+                await child.end(self._options.stop_grace_ms / 2000)
+                self._alive.discard(child)
+                raise
+            if done is None:
+                how = await child.end(0)
+                self._alive.discard(child)
+                raise outcomes.Ended(outcomes.crashed(how))
+            idle.append(child)
+        ctx.follow_ups.extend(done.follow_ups)
+        raise outcomes.Ended(done.outcome)
+
+    async def _start_child(self, task: Task[..., Any]) -> HandlerChild:
+        child = await HandlerChild.start()
+        self._alive.add(child)
+        child.send(
+            ChildSetup(
+                app=self.app_path,
+                module=_module(task),
+                task=task.type,
+                url=self._app.settings.url,
+                paths=sys.path,
+            )
+        )
+        return child
+
     def close(self) -> None:
-        """Let the threads go. One that still runs a handler does not hold the worker up."""
+        """Let the threads go and end the child processes. A stuck thread does not hold the worker up."""
         self.replace_threads()
+        for child in self._alive:
+            child.kill()
+        self._alive.clear()
+        self._idle.clear()
+
+
+class HandlerChild:
+    """A child process that runs handlers, one at a time."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def start(cls) -> HandlerChild:
+        """Start a process in a group of its own, so that what the handler starts ends with it."""
+        ours, theirs = socket.socketpair()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "packhorse.worker.child_process",
+            str(theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    def send(self, frame: ChildSetup | ChildJob) -> None:
+        """Send without waiting."""
+        self._writer.write(pack(frame))
+
+    async def run(self, ctx: Context) -> ChildDone | None:
+        """Run the job of `ctx`; None if the process died."""
+        self.send(ChildJob(ctx.claimed))
+        while True:
+            try:
+                head = await self._reader.readexactly(LENGTH_BYTES)
+                frame = unpack(await self._reader.readexactly(int.from_bytes(head)))
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return None
+            if isinstance(frame, ChildNote):
+                ctx.keep_note(frame.note)
+            elif isinstance(frame, ChildDone):
+                return frame
+
+    async def end(self, grace_s: float) -> str:
+        """End the process: SIGTERM, `grace_s` seconds, SIGKILL for its group. Answers how it ended."""
+        if grace_s > 0 and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(grace_s):
+                    while not await self._said_done():
+                        pass
+            except TimeoutError:
+                pass
+        else:
+            try:  # its socket is closed: it is about to be gone, with an exit code of its own
+                async with asyncio.timeout(1):
+                    await self._process.wait()
+            except TimeoutError:
+                pass
+        self.kill()
+        code = await self._process.wait()
+        self._writer.close()
+        if code < 0:
+            return f"its process died by signal {-code} ({signal.Signals(-code).name})"
+        return f"its process ended with exit code {code}"
+
+    async def _said_done(self) -> bool:
+        try:
+            head = await self._reader.readexactly(LENGTH_BYTES)
+            return isinstance(unpack(await self._reader.readexactly(int.from_bytes(head))), ChildDone)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return True
+
+    def kill(self) -> None:
+        """End the process and all it started, now."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+
+
+def _module(task: Task[..., Any]) -> str:
+    """Answer where a child finds the task: its module, or the file of a program that runs as `__main__`."""
+    name = task.handler.__module__
+    if name == "__main__":
+        return getattr(sys.modules["__main__"], "__file__", None) or name
+    return name
 
 
 def _guarded(handler: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, BaseException | None]:
@@ -58,3 +201,5 @@ def _guarded(handler: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, 
         return handler(**kwargs), None
     except BaseException as error:  # SystemExit too: it is about this job
         return None, error
+    finally:
+        end_copy()

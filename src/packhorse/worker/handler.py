@@ -25,8 +25,8 @@ class Handler:
         self.task = task
         self.read = task.arguments.read
         body = _body(task, executors)
-        if task.arguments.injected:
-            body = _inject(app, task, body)
+        if task.executor != "process":  # the child process injects on its side
+            body = inject(app, task, body)
         for middleware in reversed(app.middlewares):
             body = _wrap(middleware, body)
         self.start: Start = body
@@ -36,26 +36,23 @@ class Handler:
 
 
 def _body(task: Task[..., Any], executors: Executors) -> Start:
-    match task.executor:
-        case "async":
+    async def on_loop(kwargs: dict[str, Any], ctx: Context) -> Any:
+        return await task.handler(**kwargs)
 
-            async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
-                return await task.handler(**kwargs)
+    async def in_thread(kwargs: dict[str, Any], ctx: Context) -> Any:
+        return await executors.in_thread(task.handler, kwargs)
 
-        case "thread":
+    async def in_process(kwargs: dict[str, Any], ctx: Context) -> Any:
+        return await executors.in_process(task, ctx)
 
-            async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
-                return await executors.in_thread(task.handler, kwargs)
-
-        case "process":
-
-            async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
-                return await executors.in_process(task, kwargs, ctx)
-
-    return run
+    return {"async": on_loop, "thread": in_thread, "process": in_process}[task.executor]
 
 
-def _inject(app: Packhorse, task: Task[..., Any], body: Start) -> Start:
+def inject(app: Packhorse, task: Task[..., Any], body: Start) -> Start:
+    """Fill the parameters that do not come from the payload, for the time of the run."""
+    if not task.arguments.injected:
+        return body
+
     async def run(kwargs: dict[str, Any], ctx: Context) -> Any:
         async with AsyncExitStack() as stack:
             for name, kind in task.arguments.injected.items():

@@ -67,4 +67,4 @@ class Heart:
         self._info.busy = self._runner.busy
         pulse = await self._backend.heartbeat(self._info, self._lease.lease_ms, self._runner.take_notes())
         self._lease.renewed(sent_ms)
-        self._runner.apply_pulse(pulse.held.keys(), pulse.cancel, sent_ms)
+        self._runner.apply_pulse(pulse.held, pulse.cancel, sent_ms)

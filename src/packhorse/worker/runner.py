@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import outcome as outcomes
 from ..app import Packhorse
-from ..backends.base import Note, Settlement
+from ..backends.base import BATCH_MAX, Note, Settlement
 from ..chance import Chance
 from ..clock import Clock
 from ..context import Context
@@ -24,6 +24,7 @@ from ..errors import InvalidPayload, PackhorseError
 from ..job import Claimed, JobSpec, State
 from ..outcome import Kind, Outcome
 from ..retry import Backoff, decide
+from .forking import end_copy
 from .handler import Handler, new_context
 from .lease import Lease
 from .options import WorkerOptions
@@ -79,7 +80,8 @@ class Runner:
         self._chance = chance
         self._loop = asyncio.get_running_loop()
         self._ready: deque[tuple[int, Claimed]] = deque()
-        self._runs: dict[str, Run] = {}
+        self._runs: set[Run] = set()
+        self.base = contextvars.copy_context()  # what each job's own context starts as
         self._idle: list[asyncio.Future[None]] = []
         self._slots: set[asyncio.Task[None]] = set()
         self._abandoned = 0
@@ -152,8 +154,8 @@ class Runner:
                 waiter.set_result(None)
                 return
         if len(self._slots) - self._abandoned < self._options.concurrency:
-            # An empty context: slots must not carry the variables of whoever fed the runner.
-            slot = self._loop.create_task(self._slot(), context=contextvars.Context())
+            # Not the current context: slots must not carry the variables of whoever fed the runner.
+            slot = self._loop.create_task(self._slot(), context=self.base.copy())
             self._slots.add(slot)
             slot.add_done_callback(self._slots.discard)
 
@@ -217,7 +219,7 @@ class Runner:
             self._finish(job, handler, outcomes.unreadable(error), None)
             return False
         ctx: Context | None = None
-        context = contextvars.Context()
+        context = self.base.copy()
         if self._on_step is not None:
             self._on_step(job.timeout_ms)
         self._stepping += 1
@@ -238,15 +240,17 @@ class Runner:
                 Run(job, handler, ctx, slot), received_ms, _Resumed(coroutine, context, waiting)
             )
         self._stepping -= 1
+        end_copy()
         self._finish(job, handler, outcome, ctx)
         return False
 
     async def _run_waiting(self, run: Run, received_ms: int, rest: _Resumed) -> bool:
         job = run.job
         run.received_ms = received_ms
-        self._runs[job.id] = run
-        if job.timeout_ms > 0:
-            run.timer = self._loop.call_later(job.timeout_ms / 1000, self._stop_run, run, "timeout")
+        self._runs.add(run)
+        self._start_timer(run)
+        if run.ctx is not None:
+            run.ctx.on_restart(lambda: self._start_timer(run))
         self._wake_slot()
         self._tell_room()
         try:
@@ -255,13 +259,14 @@ class Runner:
             outcome = self._stopped_outcome(run, error)
         else:
             outcome = outcomes.timed_out(job.timeout_ms) if run.reason == "timeout" else outcomes.from_result(value)
+        end_copy()
         if run.timer is not None:
             run.timer.cancel()
         while run.slot.cancelling():
             run.slot.uncancel()
         if run.abandoned:
             return True
-        del self._runs[job.id]
+        self._runs.discard(run)
         if outcome is not None:
             self._finish(job, run.handler, outcome, run.ctx)
         else:
@@ -303,6 +308,13 @@ class Runner:
 
     # ---- stopping runs ---------------------------------------------------------------------------------
 
+    def _start_timer(self, run: Run) -> None:
+        """Count a run's time-out from now."""
+        if run.reason is None and run.job.timeout_ms > 0:
+            if run.timer is not None:
+                run.timer.cancel()
+            run.timer = self._loop.call_later(run.job.timeout_ms / 1000, self._stop_run, run, "timeout")
+
     def _stop_run(self, run: Run, reason: str) -> None:
         """Tell a run to stop; if it does not within the grace time, take its slot back."""
         if run.reason is not None:
@@ -311,7 +323,7 @@ class Runner:
         if run.timer is not None:
             run.timer.cancel()
         if run.ctx is not None:
-            run.ctx._ask_to_stop()  # noqa: SLF001  # the two ends of one flag
+            run.ctx.ask_to_stop()
         run.slot.cancel()
         run.timer = self._loop.call_later(self._options.stop_grace_ms / 1000, self._abandon, run)
 
@@ -320,7 +332,7 @@ class Runner:
         run.abandoned = True
         self._abandoned += 1
         job = run.job
-        self._runs.pop(job.id, None)
+        self._runs.discard(run)
         how = f"and ignored its stop for {self._options.stop_grace_ms / 1000:g} s"
         if run.reason == "cancel":
             self._finish(job, run.handler, outcomes.cancelled(f"asked to stop, {how}"), None)
@@ -334,19 +346,20 @@ class Runner:
         if self._on_tainted is not None:
             self._on_tainted(f"job {job.id} ({job.type}) could not be stopped")
 
-    def apply_pulse(self, held: Collection[str], cancel: Collection[str], sent_ms: int) -> None:
+    def apply_pulse(self, held: Mapping[str, str], cancel: Collection[str], sent_ms: int) -> None:
         """Learn from a heartbeat sent at `sent_ms`: what is not in `held` was lost, what is in `cancel` must stop."""
-        for run in list(self._runs.values()):
-            if run.job.id in cancel:
+        for run in list(self._runs):
+            job = run.job
+            if job.id in cancel and held.get(job.id) == job.token:
                 self._stop_run(run, "cancel")
-            elif run.received_ms < sent_ms and run.job.id not in held:
-                log.warning("job %s was lost to another worker; its run is stopped", run.job.id)
+            elif run.received_ms < sent_ms and held.get(job.id) != job.token:
+                log.warning("job %s was lost to another claim; its run is stopped", job.id)
                 self._stop_run(run, "lost")
         if self._ready:
-            lost = [job.id for received_ms, job in self._ready if received_ms < sent_ms and job.id not in held]
-            if lost:
-                self._ready = deque(item for item in self._ready if item[1].id not in set(lost))
-                log.warning("%d claimed jobs were lost before they started", len(lost))
+            kept = [item for item in self._ready if item[0] >= sent_ms or held.get(item[1].id) == item[1].token]
+            if len(kept) < len(self._ready):
+                log.warning("%d claimed jobs were lost before they started", len(self._ready) - len(kept))
+                self._ready = deque(kept)
         self._to_cancel = {job.id for _, job in self._ready if job.id in cancel} if cancel else set()
         self._tell_quiet()
 
@@ -355,16 +368,17 @@ class Runner:
     @property
     def has_notes(self) -> bool:
         """Whether a run has progress to tell."""
-        return any(run.ctx is not None and run.ctx._note is not None for run in self._runs.values())  # noqa: SLF001
+        return any(run.ctx is not None and run.ctx.has_note for run in self._runs)
 
     def take_notes(self) -> list[Note]:
         """Take the progress that runs have to tell, at most 1,000."""
-        notes = (run.ctx._take_note() for run in list(self._runs.values())[:1000] if run.ctx is not None)  # noqa: SLF001
+        runs = [run for run in self._runs if run.ctx is not None and run.ctx.has_note]
+        notes = [run.ctx.take_note() for run in runs[:BATCH_MAX] if run.ctx is not None]
         return [note for note in notes if note is not None]
 
     def longest_timeout_ms(self) -> int:
         """Answer the longest time-out of the jobs that run now; 0 when one has none."""
-        timeouts = [run.job.timeout_ms for run in self._runs.values()]
+        timeouts = [run.job.timeout_ms for run in self._runs]
         return 0 if not all(timeouts) else max(timeouts, default=1)
 
     def release_unstarted(self) -> int:
@@ -388,7 +402,7 @@ class Runner:
 
     def stop_all(self, reason: str) -> None:
         """Tell every run to stop."""
-        for run in list(self._runs.values()):
+        for run in list(self._runs):
             self._stop_run(run, reason)
 
     def close(self) -> None:

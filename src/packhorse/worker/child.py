@@ -1,0 +1,100 @@
+"""A runner process as its keeper sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from ..clock import SYSTEM_CLOCK
+from .link import Link, Ready
+from .page import Page
+
+
+class Child:
+    """A runner process: its link, its page, and what the keeper remembers about it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, link: Link, page: Page, worker: str) -> None:
+        self._process = process
+        self.link = link
+        self.page = page
+        self.worker = worker
+        self.pid = process.pid
+        self.started_ms = SYSTEM_CLOCK.boot_ms()
+        self.started_at_ms = SYSTEM_CLOCK.now_ms()
+        self.ready: Ready | None = None
+        self.broken = False
+        self.exhausted = False
+        self.leaving = False
+        self.gone = False
+        self.beating = False
+        self.cancel_asked = False
+        self.beat_ms = self.started_ms
+        self._why_killed: str | None = None
+
+    @classmethod
+    async def start(cls, worker: str) -> Child:
+        """Start a runner process in a session of its own, so that its whole tree can be ended with it."""
+        ours, theirs = socket.socketpair()
+        page = Page.create()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "packhorse.worker.runner_process",
+            str(theirs.fileno()),
+            str(page.fd),
+            pass_fds=(theirs.fileno(), page.fd),
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        return cls(process, await Link.over(ours), page, worker)
+
+    @property
+    def page_open(self) -> bool:
+        """Whether the page can still be read."""
+        return self.page.fd >= 0
+
+    async def ended(self) -> str:
+        """Wait for the process to end; answers how, as text that goes into the errors of its jobs."""
+        code = await self._process.wait()
+        self.gone = True
+        self.link.close()
+        self._end_tree()
+        if self._why_killed is not None:
+            return self._why_killed
+        if code < 0:
+            return f"died by signal {-code} ({signal.Signals(-code).name})"
+        return f"ended with exit code {code}"
+
+    def kill(self, why: str) -> None:
+        """End the process and all it started, now."""
+        if not self.gone and self._why_killed is None:
+            self._why_killed = why
+            self._end_tree()
+            self._process.kill()
+
+    def _end_tree(self) -> None:
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+
+    def stopped(self) -> bool:
+        """Answer whether the process is stopped (SIGSTOP, a debugger). Only Linux tells; elsewhere False."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in {"T", "t"}
+
+    def memory_bytes(self) -> int:
+        """Answer the resident memory of the process, bytes; 0 where the system does not tell."""
+        try:
+            resident_pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            return 0
+        return resident_pages * os.sysconf("SC_PAGE_SIZE")

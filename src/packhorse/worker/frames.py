@@ -1,0 +1,60 @@
+"""What a runner and a handler's child process say to each other: length-prefixed msgpack frames over a socket pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from ..backends.base import Note
+from ..job import Claimed, JobSpec
+from ..outcome import Outcome
+
+#: A follow-up list is the largest there is: 1,000 jobs of 1 MiB. Four bytes of length carry it.
+LENGTH_BYTES = 4
+
+
+class ChildSetup(msgspec.Struct, tag=True):
+    """Runner → child, first: where the task is found."""
+
+    app: str | None  # module:attribute, as the operator gave it
+    module: str  # the handler's own module, where no path was given
+    task: str
+    url: str
+    paths: list[str]
+
+
+class ChildJob(msgspec.Struct, tag=True):
+    """Runner → child: run this."""
+
+    job: Claimed
+
+
+class ChildNote(msgspec.Struct, tag=True):
+    """Child → runner: progress."""
+
+    note: Note
+
+
+class ChildDone(msgspec.Struct, tag=True):
+    """Child → runner: the run ended; the child waits for the next."""
+
+    outcome: Outcome
+    follow_ups: list[JobSpec]
+
+
+Frame = ChildSetup | ChildJob | ChildNote | ChildDone
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], Frame] = msgspec.msgpack.Decoder(Frame).decode
+
+
+def pack(frame: Frame) -> bytes:
+    """Write a frame."""
+    data = _encode(frame)
+    return len(data).to_bytes(LENGTH_BYTES) + data
+
+
+def unpack(data: bytes) -> Frame:
+    """Read a frame without its length."""
+    return _decode(data)

@@ -1,0 +1,163 @@
+"""A runner process: loads the app, runs an engine on one event loop, listens to its keeper.
+
+Started by the keeper as `python -m packhorse.worker.runner_process SOCKET_FD PAGE_FD`. When the keeper is gone it
+finishes what runs, renewing its lease itself, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+
+import msgspec
+
+from ..app import Packhorse
+from ..errors import PackhorseError
+from ..observe.logs import configure
+from .engine import Engine
+from .importing import import_app
+from .link import Beat, Broken, Exhausted, Hurry, Link, Ready, Setup, Stop, Tainted
+from .local import worker_info
+from .options import WorkerOptions
+from .page import Page
+
+log = logging.getLogger("packhorse.worker")
+
+PULSE_MS = 200
+
+
+class RunnerProcess:
+    """One engine under a keeper."""
+
+    def __init__(self, link: Link, page: Page) -> None:
+        self.link = link
+        self.page = page
+        self.grace_ms: int | None = None
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until the keeper says stop or is gone."""
+        setup = await self.link.receive()
+        if not isinstance(setup, Setup):
+            return
+        configure(setup.log_level, setup.log_format)
+        try:
+            engine = await self._start(setup)
+        except Exception as error:  # the app is user code: importing it may raise anything
+            if not isinstance(error, PackhorseError):
+                traceback.print_exc()
+            self.link.send(Broken(f"{type(error).__name__}: {error}"[:2_000]))
+            await self.link.flush()
+            return
+        loop = asyncio.get_running_loop()
+        helpers = [loop.create_task(self._pulse(engine)), loop.create_task(self._listen(engine))]
+        if engine.options.burst:
+            helpers.append(loop.create_task(self._tell_exhausted(engine)))
+        await self._stop.wait()
+        await engine.stop(self.grace_ms)
+        for helper in helpers:
+            helper.cancel()
+        await engine.app.aclose()
+
+    async def _start(self, setup: Setup) -> Engine:
+        app: Packhorse = import_app(setup.app)
+        if setup.url is not None:
+            app.settings = msgspec.structs.replace(app.settings, url=setup.url)
+        options = WorkerOptions.of(app.settings, **setup.overrides)
+        backend = await app.backend()
+        info = worker_info(app, options)
+        info.id = setup.worker
+        self.page.allowed_ms = 1
+        engine = Engine(
+            app,
+            backend,
+            info,
+            options,
+            kept=True,
+            renewed_elsewhere=lambda: self.page.renewed_ms,
+            on_tainted=lambda reason: self.link.send(Tainted(reason)),
+            on_step=self.page.allow,
+        )
+        engine.executors.app_path = setup.app
+        self._mark(engine)
+        self.link.send(Ready(url=app.settings.url, options=options, types=info.types))
+        await engine.start()
+        return engine
+
+    def _mark(self, engine: Engine) -> None:
+        page = self.page
+        page.pulse_ms = engine.app.clock.boot_ms()
+        page.holding = engine.runner.holding
+        page.ended = engine.runner.ended
+        page.allowed_ms = engine.runner.longest_timeout_ms()
+
+    async def _pulse(self, engine: Engine) -> None:
+        while True:
+            self._mark(engine)
+            await asyncio.sleep(PULSE_MS / 1000)
+
+    async def _tell_exhausted(self, engine: Engine) -> None:
+        await engine.exhausted()
+        self.link.send(Exhausted())
+
+    async def _listen(self, engine: Engine) -> None:
+        while True:
+            match await self.link.receive():
+                case Beat(sent_ms=sent_ms, held=held, cancel=cancel):
+                    engine.runner.apply_pulse(held, frozenset(cancel), sent_ms)
+                case Stop(grace_ms=grace_ms):
+                    self.grace_ms = grace_ms
+                    self._stop.set()
+                case Hurry():
+                    self.grace_ms = 0
+                    self._stop.set()
+                    engine.hurry()
+                case None:
+                    if not self._stop.is_set():
+                        log.warning("the keeper is gone; finishing what runs")
+                    self._stop.set()
+                    return
+                case _:
+                    pass
+
+
+async def _main(end: socket.socket, page: Page) -> None:
+    link = await Link.over(end)
+    try:
+        await RunnerProcess(link, page).run()
+    finally:
+        await link.flush()
+
+
+def main() -> None:
+    """Run with the descriptors the keeper passed on."""
+    # The keeper decides when to stop; Ctrl+C in a terminal reaches the keeper alone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109  # sys.path holds text
+    end = socket.socket(fileno=int(sys.argv[1]))
+    page = Page(int(sys.argv[2]))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_main(end, page))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: a thread with a handler that cannot be stopped would be waited for.
+        os._exit(0)
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Make the fastest event loop there is here."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+if __name__ == "__main__":
+    main()
