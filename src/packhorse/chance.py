@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Chance:
@@ -26,6 +30,14 @@ class Chance:
     def below(self, limit: int) -> int:
         """Answer a whole number from 0 to `limit - 1`."""
         return self._random.randrange(limit)
+
+    def happens(self, likelihood: float) -> bool:
+        """Answer True with this likelihood, 0.0 to 1.0."""
+        return self._random.random() < likelihood
+
+    def choice(self, items: Sequence[T]) -> T:
+        """Answer one of `items`, of which there is at least one."""
+        return self._random.choice(items)
 
     def shuffle(self, items: list[object]) -> None:
         """Bring `items` into a random order, in place."""

@@ -137,6 +137,7 @@ class Keeper:
 
     async def _on_ready(self, child: Child, message: Ready) -> None:
         child.ready = message
+        child.beat_ms = 0  # the next look beats, so that the worker is listed at once
         if self._ready is None:
             self._ready = message
             self._grace_ms = message.options.shutdown_timeout_ms

@@ -1,0 +1,61 @@
+# Everything sets itself up: the first target that needs it makes .venv from requirements-dev.txt.
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help test test-unit test-integration test-full build lint format coverage bench demo enqueue ci clean
+
+help:  ## List all targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml requirements-dev.txt scripts/setup.sh
+	@sh scripts/setup.sh $(VENV)
+	@touch $@
+
+test: $(READY) lint test-unit test-integration  ## Lint, types, import rules and all tests at their quick size
+	@echo "make test: all passed"
+
+test-unit: $(READY)  ## Pure functions, contract conformance, simulator: no processes of their own
+	$(PYTEST) tests/unit tests/conformance tests/simulation tests/app tests/worker
+
+test-integration: $(READY)  ## SQLite, command line, demo and crash tests: real files and processes
+	$(PYTEST) tests/sqlite tests/cli tests/demo tests/crash tests/docs
+
+test-full: $(READY)  ## Everything at its full size: 1,000 seeds, minute-long kill storms
+	PACKHORSE_FULL=1 PACKHORSE_SIM_SEEDS=1000 $(PYTEST) --timeout 900 tests
+
+build: $(READY)  ## Build the wheel and the source distribution into dist/
+	$(BIN)/python -m build --no-isolation
+
+lint: $(READY)  ## ruff, mypy --strict, import rules
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff format src tests bench examples
+	$(BIN)/ruff check --fix src tests bench examples
+
+coverage: $(READY)  ## Run the tests with branch coverage and print the report
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+bench: $(READY)  ## Measure this machine: packhorse bench on memory and SQLite
+	$(BIN)/packhorse bench
+
+demo: $(READY)  ## Run the main job: index real text files with real workers, some of them killed
+	$(BIN)/packhorse demo
+
+enqueue: $(READY)  ## Store one job: make enqueue JOB='{"type": "math", "payload": {"operation": "fibonacci", "value": 10}}'
+	$(BIN)/packhorse enqueue '$(or $(JOB),{"type": "math", "payload": {"operation": "fibonacci", "value": 10}})'
+
+ci:  ## What the continuous integration runs
+	CI=true bash .ci/run
+
+clean:  ## Remove everything the other targets made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov demo-data

@@ -1,0 +1,143 @@
+"""kill -9 at any moment: every acknowledged job ends once, and every second run is explained."""
+
+import os
+import random
+import signal
+import time
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from packhorse.job import State
+
+from .harness import Lab, Start, result
+
+FULL = os.environ.get("PACKHORSE_FULL") == "1"
+
+
+def by_job(starts: list[Start]) -> dict[str, list[Start]]:
+    found = defaultdict(list)
+    for start in starts:
+        found[start.job].append(start)
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_kill_storm_loses_nothing_and_runs_nothing_without_a_reason(lab: Lab) -> None:
+    """Every second a random runner or a whole worker is killed (B3, B4, B11, B17)."""
+    count, seconds = (5_000, 60) if FULL else (1_500, 12)
+    chance = random.Random(20261122)
+    options = ("-c", "20", "-p", "2", "--lease", "2s")
+    ids = lab.enqueue("work", count, {"ms": 150 if FULL else 100}, max_attempts=100)
+    workers = [lab.worker(*options), lab.worker(*options)]
+    killed: dict[int, float] = {}
+
+    def kill(pids: list[int]) -> None:
+        for pid in pids:
+            killed[pid] = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    for _ in range(seconds):
+        time.sleep(1)  # the rhythm of the storm, not a wait for something
+        index = chance.randrange(2)
+        worker = workers[index]
+        runners = worker.runners()
+        if chance.random() < 0.3:
+            kill(runners)
+            worker.kill_all()
+            workers[index] = lab.worker(*options)
+        elif runners:
+            pid = chance.choice(runners)
+            kill([pid])
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    lab.until(lambda: lab.all_ended(ids), 120, "all jobs ended")
+    for worker in workers:
+        assert worker.stop() == 0
+
+    records = {job.id: job for job in lab.records(ids)}
+    assert {job.state for job in records.values()} == {State.SUCCEEDED}
+    starts = by_job(lab.lines())
+    unexplained = []
+    for job_id, runs in starts.items():
+        record = records[job_id]
+        assert len(runs) <= record.attempt <= record.max_attempts
+        assert len({run.attempt for run in runs}) == len(runs), f"one attempt started twice: {runs}"
+        unexplained += [run for run in sorted(runs, key=lambda run: run.attempt)[:-1] if run.pid not in killed]
+    assert not unexplained, f"runs repeated although their process was not killed: {unexplained[:5]}"
+    assert len(starts) == count
+    assert killed, "the storm killed nobody"
+    assert sum(len(runs) for runs in starts.values()) > count, "the storm hit no running job"
+
+
+def test_a_dead_runners_jobs_start_again_within_two_seconds(lab: Lab) -> None:
+    worker = lab.worker("-p", "2", "-c", "4", "--lease", "30s")
+    ids = lab.enqueue("work", 2, {"ms": 8_000})
+    lab.until(lambda: len(lab.lines()) == 2, 20, "both jobs started")
+    victim = lab.lines()[0].pid
+    lost = {start.job for start in lab.lines() if start.pid == victim}
+    killed_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+    os.kill(victim, signal.SIGKILL)
+    lab.until(lambda: len(lab.lines()) == 2 + len(lost), 20, "the lost jobs started again")
+    again = [start for start in lab.lines() if start.attempt == 2]
+    assert {start.job for start in again} == lost
+    assert max(start.at for start in again) - killed_at <= 2.0
+    lab.until(lambda: lab.all_ended(ids), 30, "all jobs ended")
+    errors = [error for job in lab.records(ids) for error in job.errors]
+    assert [error.kind for error in errors] == ["LeaseLapsed"] * len(lost)
+    assert "SIGKILL" in errors[0].message
+    assert worker.stop() == 0
+
+
+def test_a_dead_workers_jobs_start_again_within_lease_and_five_seconds(lab: Lab) -> None:
+    """Keeper and runners die at once (B13, B18: the job's time-out of an hour does not matter)."""
+    first = lab.worker("-c", "4", "--lease", "3s")
+    ids = lab.enqueue("work", 1, {"ms": 2_000}, timeout="1h")
+    lab.until(lambda: len(lab.lines()) == 1, 20, "the job started")
+    second = lab.worker("-c", "4", "--lease", "3s")
+    killed_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+    first.kill_all()
+    lab.until(lambda: len(lab.lines()) == 2, 20, "the job started again")
+    assert lab.lines()[1].at - killed_at <= 3 + 5
+    lab.until(lambda: lab.all_ended(ids), 20, "the job ended")
+    assert result(lab.records(ids)[0]) == 2
+    assert second.stop() == 0
+
+
+def test_a_runner_without_keeper_finishes_and_ends(lab: Lab) -> None:
+    worker = lab.worker("-c", "4", "--lease", "2s")
+    ids = lab.enqueue("work", 1, {"ms": 3_000}, max_attempts=1)
+    lab.until(lambda: len(lab.lines()) == 1, 20, "the job started")
+    runners = worker.runners()
+    worker.process.kill()
+    worker.process.wait()
+    lab.until(lambda: lab.all_ended(ids), 20, "the job ended although its keeper was gone")
+    assert lab.states(ids) == {State.SUCCEEDED: 1}
+    lab.until(lambda: not any(alive(pid) for pid in runners), 20, "the orphan ended by itself")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("how", ["exit", "segfault", "kill"])
+def test_a_handler_that_kills_its_process_ends_after_its_attempts(lab: Lab, how: str) -> None:
+    """B3: poison is counted; its neighbours end well."""
+    worker = lab.worker("-c", "2")
+    poison = lab.enqueue("die", 1, {"how": how})
+    good = lab.enqueue("work", 30, {"ms": 1}, max_attempts=20)
+    lab.until(lambda: lab.all_ended(poison + good), 40, "all jobs ended")
+    record = lab.records(poison)[0]
+    assert record.state is State.FAILED
+    assert record.attempt == 3
+    assert len([start for start in lab.lines() if start.job == poison[0]]) == 3
+    assert [error.kind for error in record.errors] == ["LeaseLapsed"] * 3
+    assert lab.states(good) == {State.SUCCEEDED: 30}
+    assert worker.stop() == 0
