@@ -7,16 +7,14 @@ or the contract is unclear. One lock per verb makes each verb atomic between thr
 from __future__ import annotations
 
 import heapq
-import itertools
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import UniqueConflict
-from ..job import LIVE, TERMINAL, Claimed, JobError, JobRecord, JobSpec, State, Unique, rank
+from ..job import LIVE, TERMINAL, Claimed, JobRecord, JobSpec, State
 from .base import (
     DUE_TOPIC,
     Backend,
@@ -42,136 +40,15 @@ from .base import (
     check_specs,
     job_topic,
     landing,
-    lapse_landing,
     page_limit,
     parse_cursor,
     queue_topic,
     worker_topic,
 )
-from .bells import Bell, Bells
+from .bells import Bell
+from .memory_store import MemoryStore, StoredJob, copied
 
-
-class _Stored(JobRecord, kw_only=True):
-    """A job as this store keeps it."""
-
-    seq: int
-    token: str | None = None
-    parked_at_ms: int | None = None
-    unique_spec: Unique | None = None
-    place: tuple[int, int, int] = (0, 0, 0)  # its entry in the ready or due heap; any other entry is out of date
-
-
-#: (rank or instant, seq, number of the push, job): the push makes every entry different.
-_Entry = tuple[int, int, int, _Stored]
-
-
-class MemoryStore:
-    """The jobs of one `memory://` URL, shared by all backends (one per event loop) of a process."""
-
-    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-        self.clock = clock
-        self.lock = threading.Lock()
-        self.bells = Bells()
-        self.jobs: dict[str, _Stored] = {}
-        self.ready: dict[str, list[_Entry]] = {}  # queue → heap by (rank, seq)
-        self.due: list[_Entry] = []  # heap by (due_at_ms, seq)
-        self.ended: dict[State, deque[tuple[int, str]]] = {state: deque() for state in TERMINAL}
-        self.unique: dict[tuple[str, str], str] = {}  # (queue, key) → id of the live job that holds it
-        self.workers: dict[str, tuple[WorkerInfo, int]] = {}  # id → info, lease end
-        self.held: dict[str, set[str]] = {}  # worker → ids of its running jobs
-        self.settings: dict[str, QueueChange] = {}
-        self.seq = itertools.count(1)
-        self.tokens = itertools.count(1)
-        self.pushes = itertools.count(1)
-
-    # Each of these is one move; the caller holds the lock.
-
-    def make_ready(self, job: _Stored, at_ms: int) -> None:
-        job.state = State.PENDING
-        job.due_at_ms = at_ms
-        place = job.place = (rank(at_ms, job.priority), job.seq, next(self.pushes))
-        heapq.heappush(self.ready.setdefault(job.queue, []), (*place, job))
-
-    def make_due(self, job: _Stored, due_at_ms: int) -> None:
-        job.state = State.SCHEDULED
-        job.due_at_ms = due_at_ms
-        place = job.place = (due_at_ms, job.seq, next(self.pushes))
-        heapq.heappush(self.due, (*place, job))
-
-    def start_over(self, job: _Stored, delay_ms: int, now_ms: int) -> None:
-        if delay_ms > 0:
-            self.make_due(job, now_ms + delay_ms)
-        else:
-            self.make_ready(job, now_ms)
-
-    def end(self, job: _Stored, state: State, now_ms: int) -> None:
-        job.state = state
-        job.finished_at_ms = now_ms
-        job.place = (0, 0, 0)  # voids its entries in the heaps, so that `next_due_ms` forgets it
-        self.ended[state].append((now_ms, job.id))
-        if job.unique is not None:
-            self.free_unique(job)
-
-    def free_unique(self, job: _Stored) -> None:
-        assert job.unique is not None
-        slot = (job.queue, job.unique)
-        if self.unique.get(slot) == job.id:
-            del self.unique[slot]
-
-    def let_go(self, job: _Stored) -> None:
-        """Take a running job from its worker: the token is void from here on."""
-        if job.worker is not None:
-            ids = self.held.get(job.worker)
-            if ids is not None:
-                ids.discard(job.id)
-        job.token = None
-        job.worker = None
-
-    def add(self, spec: JobSpec, now_ms: int) -> Enqueued:
-        if spec.id in self.jobs:
-            return Enqueued(spec.id, False)
-        if spec.unique is not None:
-            slot = (spec.queue, spec.unique.key)
-            holder = self.unique.get(slot)
-            if holder is not None:
-                return Enqueued(holder, False)
-            self.unique[slot] = spec.id
-        job = _Stored(
-            seq=next(self.seq),
-            id=spec.id,
-            type=spec.type,
-            queue=spec.queue,
-            state=State.PENDING,
-            payload=spec.payload,
-            priority=spec.priority,
-            attempt=0,
-            max_attempts=spec.max_attempts,
-            timeout_ms=spec.timeout_ms,
-            created_at_ms=now_ms,
-            due_at_ms=now_ms,
-            key=spec.key,
-            tags=spec.tags,
-            meta=_copy(spec.meta),
-            unique=spec.unique.key if spec.unique is not None else None,
-            unique_spec=spec.unique,
-            workflow=spec.workflow,
-            schedule=spec.schedule,
-            slot_at_ms=spec.slot_at_ms,
-        )
-        self.jobs[spec.id] = job
-        self.start_over(job, spec.delay_ms, now_ms)
-        return Enqueued(spec.id, True)
-
-    def lapse(self, job: _Stored, reason: str, now_ms: int) -> None:
-        job.errors = add_error(
-            job.errors, JobError(attempt=job.attempt, at_ms=now_ms, kind="LeaseLapsed", message=reason)
-        )
-        self.let_go(job)
-        state = lapse_landing(job.attempt, job.max_attempts, job.cancel_requested)
-        if state is State.PENDING:
-            self.make_ready(job, now_ms)
-        else:
-            self.end(job, state, now_ms)
+__all__ = ["MemoryBackend", "MemoryStore"]
 
 
 class MemoryBackend(Backend):
@@ -225,11 +102,11 @@ class MemoryBackend(Backend):
             held = store.held.setdefault(worker, set())
             token = str(next(store.tokens))
             for queue in queues:
-                heap = store.ready.get(queue)
-                if heap is None or (queue in store.settings and store.settings[queue].paused):
+                ready = store.ready.get(queue)
+                if ready is None or (queue in store.settings and store.settings[queue].paused):
                     continue
-                while heap and len(claimed) < limit:
-                    *_, push, job = heapq.heappop(heap)
+                while len(claimed) < limit and (entry := ready.pop()) is not None:
+                    _, _, push, job = entry
                     if job.state is not State.PENDING or job.place[2] != push:
                         continue  # cancelled, deleted or moved since it was put there
                     job.state = State.RUNNING
@@ -254,7 +131,7 @@ class MemoryBackend(Backend):
                             job.parked_at_ms,
                             job.key,
                             job.tags,
-                            _copy(job.meta),
+                            copied(job.meta),
                             job.workflow,
                         )
                     )
@@ -277,7 +154,7 @@ class MemoryBackend(Backend):
         store.bells.ring(topics)
         return verdicts
 
-    def _apply(self, job: _Stored, settlement: Settlement, now_ms: int, topics: set[str]) -> None:
+    def _apply(self, job: StoredJob, settlement: Settlement, now_ms: int, topics: set[str]) -> None:
         store = self.store
         store.let_go(job)
         if settlement.error is not None:
@@ -329,7 +206,7 @@ class MemoryBackend(Backend):
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
         store = self.store
-        moved: list[_Stored] = []
+        moved: list[StoredJob] = []
         with store.lock:
             now_ms = store.clock.now_ms()
             while store.due and store.due[0][0] <= now_ms and len(moved) < limit:
@@ -371,7 +248,7 @@ class MemoryBackend(Backend):
                     dropped += 1
         return dropped
 
-    def _ring_moved(self, moved: Sequence[_Stored]) -> None:
+    def _ring_moved(self, moved: Sequence[StoredJob]) -> None:
         self.store.bells.ring({job_topic(job.id) if job.state in TERMINAL else queue_topic(job.queue) for job in moved})
 
     def watch(self, topics: Sequence[str]) -> Bell:
@@ -521,7 +398,7 @@ class MemoryBackend(Backend):
         return answer
 
 
-def _matches(job: _Stored, query: Query) -> bool:
+def _matches(job: StoredJob, query: Query) -> bool:
     return (
         (not query.states or job.state in query.states)
         and (query.queue is None or job.queue == query.queue)
@@ -536,12 +413,7 @@ def _matches(job: _Stored, query: Query) -> bool:
 _RECORD_FIELDS = JobRecord.__struct_fields__
 
 
-def _record(job: _Stored) -> JobRecord:
+def _record(job: StoredJob) -> JobRecord:
     record = JobRecord(**{name: getattr(job, name) for name in _RECORD_FIELDS})
-    record.meta = _copy(job.meta)
+    record.meta = copied(job.meta)
     return record
-
-
-def _copy(meta: dict[str, str] | None) -> dict[str, str] | None:
-    """The one value of a job that can change: who holds it must not change what is stored (FAILURES A)."""
-    return None if meta is None else dict(meta)
