@@ -17,8 +17,8 @@ from .client import Job
 from .clock import SYSTEM_CLOCK, Clock
 from .context import Context
 from .errors import ConfigurationError, InvalidOption
-from .job import JobSpec, check_name
-from .options import AT_MS, read_options
+from .job import DELAY_MS_MAX, JobSpec, check_name
+from .options import AT_MS, over_defaults, read_options
 from .retry import Backoff
 from .settings import Settings, duration_ms, load
 from .sync import Portal
@@ -63,6 +63,7 @@ class Packhorse:
         self.lifespan_state: Any = None
         self.portal = Portal()
         self._backends: dict[asyncio.AbstractEventLoop, Backend] = {}
+        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Backend]] = {}
         self._after_enqueue: Callable[[], Awaitable[None]] | None = None  # testing.inline runs the job here
 
     def __repr__(self) -> str:
@@ -109,6 +110,8 @@ class Packhorse:
         )
 
         def register(handler: Callable[..., Any]) -> Task[..., Any]:
+            if not isinstance(name, str) and not hasattr(handler, "__name__"):
+                raise ConfigurationError(f"{handler!r} has no name; give it one: app.task('name')(...)")
             task: Task[..., Any] = Task(
                 self,
                 handler,
@@ -168,20 +171,23 @@ class Packhorse:
         value: object = {} if payload is None else dict(payload) if isinstance(payload, Mapping) else payload
         data = known.arguments.write(value) if known is not None else codec.encode(codec.to_plain(value))
         fields = read_options(options) if options else {}
-        return self.make_spec(job_type, data, {**known.defaults, **fields} if known is not None else fields)
+        return self.make_spec(job_type, data, over_defaults(known.defaults, fields) if known is not None else fields)
 
     def make_spec(self, job_type: str, payload: bytes, fields: dict[str, Any]) -> JobSpec:
         """Put a job together from parts that are checked already."""
         now_ms = self.clock.now_ms()
         if AT_MS in fields:
-            fields = {name: value for name, value in fields.items() if name not in {AT_MS, "delay_ms"}} | {
-                "delay_ms": max(0, fields[AT_MS] - now_ms)
-            }
+            delay_ms = fields[AT_MS] - now_ms
+            if delay_ms > DELAY_MS_MAX:
+                raise InvalidOption("at: is more than ten years ahead")
+            fields = {name: value for name, value in fields.items() if name != AT_MS} | {"delay_ms": max(0, delay_ms)}
         if self.settings.max_attempts is not None:
             fields.setdefault("max_attempts", self.settings.max_attempts)
         spec = JobSpec(id=self.chance.id(now_ms), type=job_type, payload=payload, **fields)
         for hook in self.enqueue_hooks:
             spec = hook(spec)
+            if not isinstance(spec, JobSpec):
+                raise ConfigurationError(f"the on_enqueue hook {hook.__qualname__} must answer a JobSpec, or raise")
         return spec
 
     async def aenqueue_specs(self, specs: list[JobSpec]) -> list[Job[Any]]:
@@ -262,20 +268,27 @@ class Packhorse:
         loop = asyncio.get_running_loop()
         backend = self._backends.get(loop)
         if backend is None:
-            for dead in [other for other in self._backends if other.is_closed()]:
-                await self._backends.pop(dead).close()
+            opening = self._opening.get(loop)
+            if opening is None:
+                opening = self._opening[loop] = loop.create_task(self._open(loop))
+            # All first callers wait for one connection; one that gives up does not take it from the others.
+            backend = await asyncio.shield(opening)
+        return backend
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> Backend:
+        try:
+            for other in list(self._backends):  # other threads add and remove theirs meanwhile
+                left = self._backends.pop(other, None) if other.is_closed() else None
+                if left is not None:
+                    await left.close()
             if not self._backends:
                 atexit.register(self.close)
             backend = open_backend(self.settings.url, self.clock)
-            # Kept before it is open, so that two first callers share it; open() twice is harmless.
+            await backend.open()
             self._backends[loop] = backend
-            try:
-                await backend.open()
-            except BaseException:
-                if self._backends.get(loop) is backend:
-                    del self._backends[loop]
-                raise
-        return backend
+            return backend
+        finally:
+            del self._opening[loop]
 
     def worker(self, **options: Any) -> LocalWorker:
         """Make a worker that runs in this process and event loop: `async with app.worker(): ...`.
@@ -289,14 +302,17 @@ class Packhorse:
 
     async def aclose(self) -> None:
         """Close this event loop's connection. The app can be used again."""
-        backend = self._backends.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        if loop in self._opening:
+            await asyncio.wait([self._opening[loop]])
+        backend = self._backends.pop(loop, None)
         if backend is not None:
             await backend.close()
 
     def close(self) -> None:
         """Close the connection of blocking code. The app can be used again."""
         atexit.unregister(self.close)
-        if any(not loop.is_closed() for loop in self._backends):
+        if any(not loop.is_closed() for loop in list(self._backends)):
             self.portal.call(self.aclose())
         self.portal.stop()
 

@@ -131,7 +131,7 @@ def alive(pid: int) -> bool:
 def test_a_handler_that_kills_its_process_ends_after_its_attempts(lab: Lab, how: str) -> None:
     """B3: poison is counted; its neighbours end well."""
     worker = lab.worker("-c", "2")
-    poison = lab.enqueue("die", 1, {"how": how})
+    poison = lab.enqueue("die", 1, {"how": how}, max_attempts=3)
     good = lab.enqueue("work", 30, {"ms": 1}, max_attempts=20)
     lab.until(lambda: lab.all_ended(poison + good), 40, "all jobs ended")
     record = lab.records(poison)[0]

@@ -37,7 +37,7 @@ def test_a_stopped_runner_loses_its_job_and_its_late_end_is_refused(lab: Lab) ->
 
 def test_a_handler_that_holds_the_interpreter_lock_for_three_leases_runs_once(lab: Lab) -> None:
     worker = lab.worker("-c", "2", "--lease", "2s", "-p", "2")
-    ids = lab.enqueue("hold_lock", 1, {"ms": 6_000}, max_attempts=5)
+    ids = lab.enqueue("hold_lock", 1, {"ms": 6_000}, max_attempts=5, timeout="1h")
     lab.until(lambda: lab.all_ended(ids), 30, "the job ended")
     assert lab.states(ids) == {State.SUCCEEDED: 1}
     assert result(lab.records(ids)[0]) == 1
@@ -48,7 +48,7 @@ def test_a_handler_that_holds_the_interpreter_lock_for_three_leases_runs_once(la
 def test_a_loop_blocked_past_its_jobs_time_outs_is_killed(lab: Lab) -> None:
     """No lease can be kept for ever (DESIGN section 5, rule 6)."""
     worker = lab.worker("-c", "2", "--lease", "5s", "-p", "2")
-    ids = lab.enqueue("wedge", 1)
+    ids = lab.enqueue("wedge", 1, timeout="1s", max_attempts=2)
     lab.until(lambda: lab.all_ended(ids), 45, "the job ended")
     record = lab.records(ids)[0]
     assert record.state is State.FAILED
@@ -97,7 +97,7 @@ def test_a_job_longer_than_the_lease_is_finished_during_shutdown(lab: Lab) -> No
 def test_a_runner_above_its_memory_limit_is_replaced_and_killed(lab: Lab) -> None:
     """Memory without end costs the job that eats it, not the machine."""
     worker = lab.worker("-c", "2", "--max-memory", "150MB")
-    ids = lab.enqueue("eat_memory", 1, {"megabytes": 2_000})
+    ids = lab.enqueue("eat_memory", 1, {"megabytes": 2_000}, timeout="60s", max_attempts=1)
     lab.until(lambda: lab.all_ended(ids), 40, "the job ended")
     record = lab.records(ids)[0]
     assert record.state is State.FAILED
@@ -109,7 +109,7 @@ def test_a_runner_above_its_memory_limit_is_replaced_and_killed(lab: Lab) -> Non
 
 def test_runners_are_recycled_after_so_many_jobs_without_losing_one(lab: Lab) -> None:
     worker = lab.worker("-c", "10", "--max-jobs", "100")
-    ids = lab.enqueue("work", 600, {"ms": 2}, max_attempts=1)
+    ids = lab.enqueue("work", 600, {"ms": 30}, max_attempts=1)
     lab.until(lambda: lab.all_ended(ids), 60, "all jobs ended")
     assert lab.states(ids) == {State.SUCCEEDED: 600}
     assert len({start.pid for start in lab.lines()}) >= 2

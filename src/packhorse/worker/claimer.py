@@ -9,7 +9,7 @@ from ..backends.base import BATCH_MAX, Backend, queue_topic
 from ..chance import Chance
 from ..clock import Clock
 from ..errors import PackhorseError
-from ..job import State
+from ..job import Claimed, State
 from .lease import Lease
 from .options import WorkerOptions
 from .runner import Runner
@@ -49,6 +49,8 @@ class Claimer:
         self._measured_ms = clock.boot_ms()
         self._measured_started = 0
         self.claims = 0
+        #: When the claim now on its way was sent (boot clock); None while there is none.
+        self.claiming_since_ms: int | None = None
         #: Set when a burst found nothing left to do.
         self.exhausted = asyncio.Event()
 
@@ -73,8 +75,23 @@ class Claimer:
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
 
     async def _claim(self) -> bool:
-        sent_ms = self._clock.boot_ms()
-        jobs = await self._backend.claim(self._options.queues, self._wanted(), self._options.lease_ms, self._worker)
+        sent_ms = self.claiming_since_ms = self._clock.boot_ms()
+        call = asyncio.ensure_future(
+            self._backend.claim(self._options.queues, self._wanted(), self._options.lease_ms, self._worker)
+        )
+        try:
+            await asyncio.shield(call)
+        except asyncio.CancelledError:
+            # Told to stop with a claim on its way: its jobs are ours already, so that they can be released.
+            await asyncio.wait([call])
+            if call.exception() is None:
+                self._take(call.result(), sent_ms)
+            raise
+        finally:
+            self.claiming_since_ms = None
+        return self._take(call.result(), sent_ms)
+
+    def _take(self, jobs: list[Claimed], sent_ms: int) -> bool:
         self.claims += 1
         if not jobs:
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 
 from ..app import Packhorse
@@ -16,6 +16,7 @@ from .handler import Handler
 from .heart import Heart
 from .lease import Lease
 from .options import WorkerOptions
+from .orphans import Orphans
 from .runner import Runner
 from .settler import Settler
 from .ticker import Ticker
@@ -63,7 +64,8 @@ class Engine:
         )
         self._tell_tainted = on_tainted
         self.claimer = Claimer(backend, self.runner, self.settler, self.lease, info.id, options, clock, chance)
-        self.heart = Heart(backend, info, self.lease, self.runner, clock, spare=kept)
+        self.heart = Heart(backend, info, self.lease, self.runner, clock, self.apply_pulse, spare=kept)
+        self._orphans = Orphans()
         # A keeper ticks for all its runners; without one the engine does.
         self.ticker = None if kept else Ticker(backend, keep_times(options), chance, clock)
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,6 +90,15 @@ class Engine:
         self.executors.replace_threads()  # one of them may be stuck with that job
         if self._tell_tainted is not None:
             self._tell_tainted(reason)
+
+    def apply_pulse(self, held: Mapping[str, str], cancel: Collection[str], sent_ms: int) -> None:
+        """Act on the answer to a heartbeat that was sent at `sent_ms`."""
+        self.runner.apply_pulse(held, cancel, sent_ms)
+        if held:
+            known = self.runner.known() | self.settler.known()
+            for release in self._orphans.look(held, known, self.app.clock.boot_ms(), self.claimer.claiming_since_ms):
+                log.warning("job %s was claimed by a call whose answer was lost; it is given back", release.id)
+                self.settler.submit(release)
 
     async def exhausted(self) -> None:
         """Wait until a burst found nothing left to do."""
@@ -131,7 +142,7 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.executors.close()
+        await self.executors.close()
         await self._lifespan.aclose()
 
 

@@ -95,13 +95,15 @@ class Executors:
         )
         return child
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let the threads go and end the child processes. A stuck thread does not hold the worker up."""
         self.replace_threads()
-        for child in self._alive:
-            child.kill()
-        self._alive.clear()
+        children, self._alive = self._alive, set()
         self._idle.clear()
+        for child in children:
+            child.kill()
+        for child in children:  # seen to their end: no zombie, no open socket. tests/demo/test_jobs.py
+            await child.end(0)
 
 
 class HandlerChild:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Collection, Mapping
 
 from ..backends.base import Backend, WorkerInfo, worker_topic
 from ..clock import Clock
@@ -25,13 +26,22 @@ class Heart:
     """
 
     def __init__(
-        self, backend: Backend, info: WorkerInfo, lease: Lease, runner: Runner, clock: Clock, *, spare: bool = False
+        self,
+        backend: Backend,
+        info: WorkerInfo,
+        lease: Lease,
+        runner: Runner,
+        clock: Clock,
+        on_pulse: Callable[[Mapping[str, str], Collection[str], int], None],
+        *,
+        spare: bool = False,
     ) -> None:
         self._backend = backend
         self._info = info
         self._lease = lease
         self._runner = runner
         self._clock = clock
+        self._on_pulse = on_pulse
         self._spare = spare
         runner.renew = self.beat
 
@@ -67,4 +77,4 @@ class Heart:
         self._info.busy = self._runner.busy
         pulse = await self._backend.heartbeat(self._info, self._lease.lease_ms, self._runner.take_notes())
         self._lease.renewed(sent_ms)
-        self._runner.apply_pulse(pulse.held, pulse.cancel, sent_ms)
+        self._on_pulse(pulse.held, pulse.cancel, sent_ms)

@@ -20,6 +20,7 @@ from ..backends.opening import open_backend, redact
 from ..chance import CHANCE
 from ..clock import SYSTEM_CLOCK
 from ..errors import PackhorseError
+from ..observe.logs import configure
 from .child import Child
 from .engine import SETTLE_MS_MAX, keep_times
 from .link import Beat, Broken, Exhausted, Hurry, Ready, Setup, Stop, Tainted
@@ -50,6 +51,7 @@ class KeeperOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_keeper(options: KeeperOptions) -> int:
     """Run a worker until it is told to stop; answers the exit code: 0, or 2 when the app cannot be started."""
+    configure(options.log_level, options.log_format)
     return asyncio.run(Keeper(options).run())
 
 
@@ -79,7 +81,7 @@ class Keeper:
         watching = [self._go(self._look()), self._go(self._tick())]
         await self._stopping.wait()
         await self._stop_children()
-        for task in watching:
+        for task in watching if self._opened.is_set() else list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._backend is not None:
@@ -89,8 +91,13 @@ class Keeper:
     def _go(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._forget)
         return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a part of the keeper failed; this is a bug", exc_info=task.exception())
 
     def _on_signal(self) -> None:
         if not self._stopping.is_set():
@@ -190,9 +197,9 @@ class Keeper:
 
     async def _make_good(self, child: Child, reason: str) -> None:
         """Lapse what a dead runner held, now rather than at the end of its lease."""
+        await self._opened.wait()  # a runner may claim and die before the keeper's own connection is open
+        assert self._backend is not None
         for _ in range(20):
-            if self._backend is None:
-                return
             try:
                 lapsed = await self._backend.retire(child.worker, reason)
             except PackhorseError as error:

@@ -363,6 +363,10 @@ class Runner:
         self._to_cancel = {job.id for _, job in self._ready if job.id in cancel} if cancel else set()
         self._tell_quiet()
 
+    def known(self) -> set[tuple[str, str]]:
+        """Answer the jobs and tokens that were fed here and have not ended."""
+        return {(job.id, job.token) for _, job in self._ready} | {(run.job.id, run.job.token) for run in self._runs}
+
     # ---- notes, and the end ----------------------------------------------------------------------------
 
     @property

@@ -109,7 +109,7 @@ class RunnerProcess:
         while True:
             match await self.link.receive():
                 case Beat(sent_ms=sent_ms, held=held, cancel=cancel):
-                    engine.runner.apply_pulse(held, frozenset(cancel), sent_ms)
+                    engine.apply_pulse(held, frozenset(cancel), sent_ms)
                 case Stop(grace_ms=grace_ms):
                     self.grace_ms = grace_ms
                     self._stop.set()

@@ -25,7 +25,7 @@ class Settler:
         self._backend = backend
         self._chance = chance
         self._backlog: list[Settlement] = []
-        self._in_flight = 0
+        self._in_flight: list[Settlement] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -47,7 +47,11 @@ class Settler:
     @property
     def pending(self) -> int:
         """Ends of runs not yet acknowledged by the backend."""
-        return len(self._backlog) + self._in_flight
+        return len(self._backlog) + len(self._in_flight)
+
+    def known(self) -> set[tuple[str, str]]:
+        """Answer the jobs and tokens not yet acknowledged by the backend."""
+        return {(item.id, item.token) for items in (self._backlog, self._in_flight) for item in items}
 
     async def run(self) -> None:
         """Settle for ever; cancel it to stop (after `drained`)."""
@@ -56,9 +60,9 @@ class Settler:
             self._wake.clear()
             while self._backlog:
                 batch, self._backlog = self._backlog[:BATCH_MAX], self._backlog[BATCH_MAX:]
-                self._in_flight = len(batch)
+                self._in_flight = batch
                 await self._settle(batch)
-                self._in_flight = 0
+                self._in_flight = []
                 if len(self._backlog) < BACKLOG_MAX // 2:
                     self.room.set()
             self._idle.set()
