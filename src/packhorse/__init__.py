@@ -13,32 +13,35 @@ greet.enqueue("you")
 
 from __future__ import annotations
 
-from .app import Packhorse
-from .client import Job
-from .context import Context
-from .errors import (
-    ConfigurationError,
-    InvalidName,
-    InvalidOption,
-    InvalidPayload,
-    JobCancelled,
-    JobEndedBadly,
-    JobFailed,
-    NotFound,
-    PackhorseError,
-    PayloadTooLarge,
-    QueueFull,
-    Refused,
-    ResultTimeout,
-    SchemaMismatch,
-    Unavailable,
-    UniqueConflict,
-    UnknownType,
-    Unsupported,
-)
-from .job import JobError, JobRecord, JobSpec, State, Unique
-from .outcome import Cancel, Fail, Retry, Snooze
-from .task import Task
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .app import Packhorse
+    from .client import Job
+    from .context import Context
+    from .errors import (
+        ConfigurationError,
+        InvalidName,
+        InvalidOption,
+        InvalidPayload,
+        JobCancelled,
+        JobEndedBadly,
+        JobFailed,
+        NotFound,
+        PackhorseError,
+        PayloadTooLarge,
+        QueueFull,
+        Refused,
+        ResultTimeout,
+        SchemaMismatch,
+        Unavailable,
+        UniqueConflict,
+        UnknownType,
+        Unsupported,
+    )
+    from .job import JobError, JobRecord, JobSpec, State, Unique
+    from .outcome import Cancel, Fail, Retry, Snooze
+    from .task import Task
 
 __version__ = "0.1.0"
 
@@ -76,3 +79,28 @@ __all__ = [
     "Unsupported",
     "__version__",
 ]
+
+_HOMES = {
+    "app": ("Packhorse",),
+    "client": ("Job",),
+    "context": ("Context",),
+    "job": ("JobError", "JobRecord", "JobSpec", "State", "Unique"),
+    "outcome": ("Cancel", "Fail", "Retry", "Snooze"),
+    "task": ("Task",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for: the command line and the runners need few of them (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -371,13 +371,13 @@ def job_json(record: JobRecord) -> dict[str, Any]:
         "after": list(record.after),
         "workflow": record.workflow,
         "schedule": record.schedule,
-        "slot": _instant(record.slot_at_ms),
+        "slot": instant_json(record.slot_at_ms),
         "worker": record.worker,
         "timeout_ms": record.timeout_ms,
-        "created_at": _instant(record.created_at_ms),
-        "due_at": _instant(record.due_at_ms),
-        "started_at": _instant(record.started_at_ms),
-        "finished_at": _instant(record.finished_at_ms),
+        "created_at": instant_json(record.created_at_ms),
+        "due_at": instant_json(record.due_at_ms),
+        "started_at": instant_json(record.started_at_ms),
+        "finished_at": instant_json(record.finished_at_ms),
     }
 
 
@@ -389,7 +389,7 @@ def error_text(error: JobError) -> str:
 def _error_json(error: JobError) -> dict[str, Any]:
     return {
         "attempt": error.attempt,
-        "at": _instant(error.at_ms),
+        "at": instant_json(error.at_ms),
         "kind": error.kind,
         "message": error.message,
         "traceback": error.traceback,
@@ -405,7 +405,8 @@ def _value(data: bytes) -> Any:
         return {"undecodable": shown + ("…" if len(data) > UNDECODABLE_BYTES_SHOWN else "")}
 
 
-def _instant(instant_ms: int | None) -> str | None:
+def instant_json(instant_ms: int | None) -> str | None:
+    """Answer an instant as RFC 3339 in UTC; None stays None."""
     if instant_ms is None:
         return None
     try:
@@ -471,7 +472,7 @@ def worker_json(worker: WorkerInfo) -> dict[str, Any]:
         "concurrency": worker.concurrency,
         "busy": worker.busy,
         "running": worker.running,
-        "started_at": _instant(worker.started_at_ms),
+        "started_at": instant_json(worker.started_at_ms),
         "lease_left_ms": worker.lease_left_ms,
         "version": worker.version,
     }

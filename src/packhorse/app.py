@@ -150,6 +150,8 @@ class Packhorse:
         The factory may be a function, an async function, or a generator (async or not) that cleans up after its yield.
         """
         self.providers[kind] = factory
+        for task in self.tasks.values():  # it may come before or after the tasks that use it
+            task.read_signature()
 
     def injectable(self, hint: object) -> bool:
         """Answer whether a parameter with this annotation is filled by packhorse rather than by the payload."""

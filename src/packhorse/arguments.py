@@ -32,11 +32,14 @@ class Arguments:
         for name, parameter in self.signature.parameters.items():
             self._take(handler, name, parameter, injectable)
         self._names = tuple(self._parameters)
+        self._by_place = tuple(
+            name for name, parameter in self._parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        )
         self._whole = self._names == ("payload",) and not self._open
         self._lone = self._names[0] if len(self._names) == 1 and not self._open else None
         self._struct = self._make_struct(handler)
-        self._read_object = self._decoder(self._struct)
-        self._read_lone = self._decoder(self._hint(self._lone)) if self._lone else None
+        self._read_object = self._decoder(handler, self._struct)
+        self._read_lone = self._decoder(handler, self._hint(self._lone)) if self._lone else None
 
     def _take(
         self, handler: Callable[..., Any], name: str, parameter: inspect.Parameter, injectable: Callable[[object], bool]
@@ -69,11 +72,11 @@ class Arguments:
             raise ConfigurationError(f"{_name(handler)}: its parameters cannot be read from JSON: {error}") from None
 
     @staticmethod
-    def _decoder(kind: Any) -> Callable[[bytes], Any]:
+    def _decoder(handler: Callable[..., Any], kind: Any) -> Callable[[bytes], Any]:
         try:
             return msgspec.json.Decoder(kind, dec_hook=_load_model).decode
         except TypeError as error:
-            raise ConfigurationError(f"parameters of type {kind} cannot be read from JSON: {error}") from None
+            raise ConfigurationError(f"{_name(handler)}: its parameters cannot be read from JSON: {error}") from None
 
     # ---- at enqueue ------------------------------------------------------------------------------------
 
@@ -88,9 +91,10 @@ class Arguments:
         return self.write(kwargs)
 
     def _name_positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if len(args) > len(self._names):
-            raise InvalidPayload(f"{len(args)} arguments given, {len(self._names)} taken: {', '.join(self._names)}")
-        named = dict(zip(self._names, args, strict=False))
+        if len(args) > len(self._by_place):
+            taken = f"{len(self._by_place)} taken by place: {', '.join(self._by_place)}"
+            raise InvalidPayload(f"{len(args)} arguments given, {taken}")
+        named = dict(zip(self._by_place, args, strict=False))
         twice = named.keys() & kwargs.keys()
         if twice:
             raise InvalidPayload(f"{min(twice)} is given twice")
@@ -102,11 +106,11 @@ class Arguments:
         data = codec.encode(plain)
         try:
             if self._whole:
-                msgspec.convert(plain, self._hint("payload"), dec_hook=_load_model)
+                convert(plain, self._hint("payload"))
             elif isinstance(plain, dict):
-                msgspec.convert(plain, self._struct, dec_hook=_load_model)
+                convert(plain, self._struct)
             elif self._lone is not None:
-                msgspec.convert(plain, self._hint(self._lone), dec_hook=_load_model)
+                convert(plain, self._hint(self._lone))
             else:
                 raise InvalidPayload(f"must be an object with {', '.join(self._names) or 'nothing in it'}")
         except msgspec.ValidationError as error:
@@ -166,16 +170,23 @@ def _unites(hint: Any) -> bool:
     return True
 
 
+def convert(plain: Any, kind: Any) -> Any:
+    """Turn plain JSON values into what an annotation asks for, as `Arguments.read` does with bytes."""
+    return msgspec.convert(plain, kind, str_keys=True, dec_hook=_load_model)
+
+
 def _load_model(kind: Any, value: Any) -> Any:
+    if kind is object:
+        return value
     validate = getattr(kind, "model_validate", None)  # pydantic's name for it
     if validate is not None:
         return validate(value)
-    raise NotImplementedError
+    raise TypeError(f"{kind.__name__} cannot be read from JSON: use a dataclass, or give it a model_validate method")
 
 
 def _model_schema(kind: Any) -> dict[str, Any]:
     schema = getattr(kind, "model_json_schema", None)
-    return schema() if schema is not None else {}
+    return schema() if schema is not None else {"title": kind.__name__}
 
 
 def _misfit(error: msgspec.ValidationError) -> InvalidPayload:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import msgspec
-
 from . import codec
+from .arguments import convert
 from .backends.base import Rerun, Steered, job_topic
 from .errors import JobCancelled, JobFailed, NotFound, ResultTimeout
 from .job import TERMINAL, JobRecord, State
@@ -99,14 +99,15 @@ class Job(Generic[R]):
         `timeout` in seconds or as "30s"; None waits for ever. Raises JobFailed, JobCancelled, ResultTimeout, NotFound.
         """
         backend = await self.app.backend()
-        clock = self.app.clock
-        end_ms = None if timeout is None else clock.boot_ms() + duration_ms(timeout, "timeout")
+        # The loop's own time, which its timers follow: the app's clock may stand still in a test.
+        loop = asyncio.get_running_loop()
+        end_s = None if timeout is None else loop.time() + duration_ms(timeout, "timeout") / 1000
         with backend.watch([job_topic(self.id)]) as bell:
             while True:
                 record = await self.arecord()
                 if record.state in TERMINAL:
                     return self._read_result(record)
-                left_ms = _RESULT_POLL_MS if end_ms is None else end_ms - clock.boot_ms()
+                left_ms = _RESULT_POLL_MS if end_s is None else (end_s - loop.time()) * 1000
                 if left_ms <= 0:
                     raise ResultTimeout(f"job {self.id} is still {record.state} after {timeout}")
                 await bell.wait(min(left_ms, _RESULT_POLL_MS))
@@ -123,7 +124,7 @@ class Job(Generic[R]):
             raise JobCancelled(self.id, "was cancelled")
         plain: Any = None if record.result is None else codec.decode(record.result)
         try:
-            value: R = msgspec.convert(plain, self._result_type)
-        except (TypeError, msgspec.ValidationError):  # an annotation that JSON cannot fill, or that does not hold
+            value: R = convert(plain, self._result_type)
+        except Exception:  # an annotation that JSON cannot fill, or that does not hold; a model of the user's
             value = plain  # as plain JSON values
         return value

@@ -7,7 +7,7 @@ boot clock measures how long something took or may still take, and goes on throu
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 # Linux and macOS count suspend in this clock; where it is missing, monotonic is the next best.
@@ -61,6 +61,8 @@ class ManualClock:
 
 SYSTEM_CLOCK = SystemClock()
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 def process_cpu_ms() -> float:
     """Answer the CPU time this process has used so far, ms."""
@@ -79,9 +81,9 @@ def pause(seconds: float) -> None:
 
 def to_rfc3339(instant_ms: int) -> str:
     """Write an instant as RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(instant_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return to_datetime(instant_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def to_datetime(instant_ms: int) -> datetime:
-    """Write an instant as an aware datetime in UTC."""
-    return datetime.fromtimestamp(instant_ms / 1000, UTC)
+    """Write an instant as an aware datetime in UTC, exactly: a float of seconds loses ms in some centuries."""
+    return _EPOCH + timedelta(milliseconds=instant_ms)

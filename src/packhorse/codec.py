@@ -105,9 +105,11 @@ def to_plain(value: object) -> Any:
     try:
         return msgspec.to_builtins(value, str_keys=True, enc_hook=_dump_model)
     except (TypeError, ValueError) as error:
-        raise InvalidPayload(str(error)) from None
+        raise InvalidPayload(clean_text(str(error), 500)) from None
     except RecursionError:
         raise InvalidPayload(f"nested deeper than {DEPTH_MAX} levels") from None
+    except Exception as error:  # a model of the user's may raise anything while it is written
+        raise InvalidPayload(f"{type(error).__name__}: {error}"[:500]) from error
 
 
 def _dump_model(value: object) -> object:
@@ -119,10 +121,9 @@ def _dump_model(value: object) -> object:
 
 def parse(text: str | bytes, bytes_max: int = PAYLOAD_BYTES_MAX) -> Any:
     """Read JSON text from outside, strictly. Raises InvalidPayload, PayloadTooLarge."""
-    if len(text) > bytes_max:
-        raise PayloadTooLarge(
-            f"{len(text):,} bytes; at most {bytes_max:,} are allowed. Store it elsewhere, send its name"
-        )
+    size = len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode(errors="surrogatepass"))
+    if size > bytes_max:
+        raise PayloadTooLarge(f"{size:,} bytes; at most {bytes_max:,} are allowed. Store it elsewhere, send its name")
     try:
         document = text.decode() if isinstance(text, bytes) else text
         value = json.loads(
@@ -159,6 +160,8 @@ def decode(data: bytes) -> Any:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidPayload(f"stored bytes that are not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidPayload("stored bytes that are not JSON: nested too deep to be read") from None
 
 
 def clean_text(text: str, chars_max: int) -> str:
@@ -166,4 +169,6 @@ def clean_text(text: str, chars_max: int) -> str:
     if len(text) > chars_max:
         half = chars_max // 2
         text = f"{text[:half]}\n… {len(text) - chars_max:,} characters left out …\n{text[-half:]}"
-    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+    clean = text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+    # Escapes are longer than what they stand for: cut again, now that nothing is left to escape.
+    return clean if len(clean) <= len(text) or len(clean) <= chars_max else clean_text(clean, chars_max)

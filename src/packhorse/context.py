@@ -23,8 +23,10 @@ NOTE_CHARS_MAX = 500
 class Context:
     """The running job as its handler sees it. Ask for it by annotation: `def handler(ctx: Context, ...)`."""
 
-    def __init__(self, app: Packhorse, job: Claimed) -> None:
+    def __init__(self, app: Packhorse, job: Claimed, state: Any = None) -> None:
         self.app = app
+        #: What the lifespan of the worker that runs this job yielded.
+        self.state = state
         self._job = job
         self._stop = threading.Event()
         self._note: Note | None = None
@@ -70,11 +72,6 @@ class Context:
     def meta(self) -> dict[str, str]:
         """The job's meta entries (a copy)."""
         return dict(self._job.meta or {})
-
-    @property
-    def state(self) -> Any:
-        """What the app's lifespan yielded."""
-        return self.app.lifespan_state
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

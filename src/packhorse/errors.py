@@ -125,3 +125,12 @@ class JobFailed(JobEndedBadly):
 
 class JobCancelled(JobEndedBadly):
     """The job was cancelled."""
+
+
+def shown(value: object, chars_max: int = 40) -> str:
+    """Write a refused value into a message: short, and whatever it is (a number of 5,000 digits has no `str`)."""
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except Exception:  # the value is the caller's, its __str__ too
+        text = f"a {type(value).__name__}"
+    return repr(text if len(text) <= chars_max else text[:chars_max] + "…")

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from .errors import InvalidName
+from .errors import InvalidName, shown
 
 
 class State(StrEnum):
@@ -65,8 +65,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 def check_name(name: object, what: str) -> str:
     """Answer `name` if it may name a `what` (queue, job type, tag); raise InvalidName otherwise."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        shown = repr(name if not isinstance(name, str) or len(name) <= 80 else name[:80] + "…")
-        raise InvalidName(f"{shown} cannot name a {what}; use 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+        raise InvalidName(f"{shown(name, 80)} cannot name a {what}; use 1 to 128 of the characters A-Z a-z 0-9 . _ -")
     return name
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from .errors import InvalidOption
+from .errors import InvalidOption, shown
 from .job import (
     AFTER_MAX,
     DELAY_MS_MAX,
@@ -42,12 +42,19 @@ def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
         field, read = reader(value)
         if field in fields and fields[field] != read:
             raise InvalidOption(
-                f"{name}={value!r} contradicts another option: give max_attempts or max_retries, delay or at"
+                f"{name}={shown(value)} contradicts another option: give max_attempts or max_retries, delay or at"
             )
         fields[field] = read
     if AT_MS in fields and "delay_ms" in fields:
         raise InvalidOption("give delay or at, not both")
     return fields
+
+
+def over_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put fields that were given over a task's own. When a job is due is one choice, by `delay` or by `at`."""
+    if AT_MS in given or "delay_ms" in given:
+        defaults = {name: value for name, value in defaults.items() if name not in {AT_MS, "delay_ms"}}
+    return {**defaults, **given}
 
 
 def _queue(value: object) -> tuple[str, str]:
@@ -62,12 +69,12 @@ def read_priority(value: object) -> int:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9:
         return value
-    raise InvalidOption(f"priority: {str(value)[:40]!r} must be high, normal, low or 0 (soonest) to 9")
+    raise InvalidOption(f"priority: {shown(value)} must be high, normal, low or 0 (soonest) to 9")
 
 
 def _whole(value: object, what: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidOption(f"{what}: {str(value)[:40]!r} must be a whole number from {low} to {high}")
+        raise InvalidOption(f"{what}: {shown(value)} must be a whole number from {low} to {high}")
     return value
 
 
@@ -82,9 +89,9 @@ def read_instant_ms(value: object, what: str = "at") -> int:
         try:
             value = datetime.fromisoformat(text)
         except ValueError:
-            raise InvalidOption(f"{what}: {text[:40]!r} is not an instant; write 2030-01-31T09:00:00Z") from None
+            raise InvalidOption(f"{what}: {shown(text)} is not an instant; write 2030-01-31T09:00:00Z") from None
     if not isinstance(value, datetime):
-        raise InvalidOption(f"{what}: {str(value)[:40]!r} is not an instant; pass an aware datetime or RFC 3339 text")
+        raise InvalidOption(f"{what}: {shown(value)} is not an instant; pass an aware datetime or RFC 3339 text")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidOption(
             f"{what}: {value.isoformat()} has no time zone; "
@@ -97,18 +104,19 @@ def _unique(value: object) -> tuple[str, Unique]:
     if isinstance(value, str):
         value = Unique(key=value)
     if not isinstance(value, Unique):
-        raise InvalidOption(f"unique: {str(value)[:40]!r} must be a key as text, or packhorse.Unique(key=...)")
+        raise InvalidOption(f"unique: {shown(value)} must be a key as text, or packhorse.Unique(key=...)")
     _short_text(value.key, "unique")
     if value.on_conflict not in {"existing", "replace", "refuse"}:
         raise InvalidOption(f"unique: on_conflict={value.on_conflict!r} must be existing, replace or refuse")
-    if value.for_ms < 0 or not set(value.states) <= set(State):
+    for_ms: object = value.for_ms  # a struct does not check what it is made of
+    if not isinstance(for_ms, int) or for_ms < 0 or not set(value.states) <= set(State):
         raise InvalidOption("unique: for_ms must not be negative and states must be states of a job")
     return "unique", value
 
 
 def _short_text(value: object, what: str) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= KEY_CHARS_MAX or not value.isprintable():
-        raise InvalidOption(f"{what}: {str(value)[:40]!r} must be 1 to {KEY_CHARS_MAX} printable characters")
+        raise InvalidOption(f"{what}: {shown(value)} must be 1 to {KEY_CHARS_MAX} printable characters")
     return value
 
 
@@ -116,7 +124,13 @@ def _after(value: object) -> tuple[str, tuple[str, ...]]:
     parents = [value] if isinstance(value, str) or hasattr(value, "id") else value
     if not isinstance(parents, list | tuple) or len(parents) > AFTER_MAX:
         raise InvalidOption(f"after: give a job, its id, or a list of up to {AFTER_MAX}")
-    return "after", tuple(str(getattr(parent, "id", parent)) for parent in parents)
+    return "after", tuple(_job_id(getattr(parent, "id", parent)) for parent in parents)
+
+
+def _job_id(value: object) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= KEY_CHARS_MAX or not value.isprintable():
+        raise InvalidOption(f"after: {shown(value)} must be a job, its id, or a list of up to {AFTER_MAX}")
+    return value
 
 
 def _tags(value: object) -> tuple[str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from . import codec
-from .errors import InvalidPayload, Refused
+from .errors import Refused
 from .settings import duration_ms
 
 MESSAGE_CHARS_MAX = 4_096
@@ -95,9 +95,9 @@ def from_result(value: object) -> Outcome:
         return SUCCEEDED
     try:
         result = codec.encode(codec.to_plain(value), codec.RESULT_BYTES_MAX)
-    except InvalidPayload as error:
-        return Outcome(Kind.PERMANENT, error_kind="InvalidResult", message=f"the result cannot be stored: {error}")
-    except Exception as error:  # a user's type may raise anything while it is written
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # InvalidPayload; and a user's type may raise anything while it is written
         return Outcome(
             Kind.PERMANENT, error_kind="InvalidResult", message=f"the result cannot be stored: {_text(error)}"
         )
@@ -153,7 +153,9 @@ def unknown(job_type: str) -> Outcome:
 def _text(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception as broken:  # the user's __str__ is the user's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as broken:  # the user's __str__ is the user's code, and may even exit
         text = f"({type(error).__name__}, whose text raised {type(broken).__name__})"
     return codec.clean_text(text, MESSAGE_CHARS_MAX)
 
@@ -162,13 +164,21 @@ def _traceback(error: BaseException) -> str:
     """Write the traceback without locals (they hold secrets) and without the frames of packhorse itself."""
     try:
         tb = error.__traceback__
-        while tb is not None and tb.tb_next is not None and __package__ in tb.tb_frame.f_globals.get("__name__", ""):
+        while tb is not None and tb.tb_next is not None and _is_ours(tb.tb_frame.f_globals.get("__name__")):
             tb = tb.tb_next
         frames = traceback.format_list(traceback.extract_tb(tb, limit=-40))
         text = "Traceback (most recent call last):\n" + "".join(frames) + f"{type(error).__name__}: {_text(error)}"
-        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        cause = error.__cause__  # not `or`: an error may be false, or refuse to say
+        if cause is None and not error.__suppress_context__:
+            cause = error.__context__
+        if isinstance(error, BaseExceptionGroup):  # a TaskGroup's own text says only how many there were
+            text += "".join(f"\n  - {type(part).__name__}: {_text(part)}" for part in error.exceptions[:10])
         if cause is not None:
             text = f"{type(cause).__name__}: {_text(cause)}\n\nwhich led to\n\n{text}"
     except Exception as broken:  # never let the report of an error become the error
         text = f"(no traceback: {type(broken).__name__})"
     return codec.clean_text(text, TRACEBACK_CHARS_MAX)
+
+
+def _is_ours(module: object) -> bool:
+    return isinstance(module, str) and (module == __package__ or module.startswith(f"{__package__}."))

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import ConfigurationError, InvalidOption
+from .errors import ConfigurationError, InvalidOption, shown
 
 DEFAULT_URL = "sqlite:///packhorse.db"
 
@@ -26,23 +26,29 @@ _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, N
 
 
 def duration_ms(value: object, what: str, max_ms: int = 10 * 366 * 86_400_000) -> int:
-    """Read a duration: a number of seconds, or text as `250ms`, `30s`, `5m`, `2h`, `1d`. Answers ms, 0 to `max_ms`."""
+    """Read a duration: a number of seconds, or text as `250ms`, `30s`, `5m`, `2h`, `1d`. Answers ms, 0 to `max_ms`.
+
+    Only 0 itself is 0: a part of a ms counts as one, since 0 often means "no limit".
+    """
+    ms: float
     if isinstance(value, str):
-        match = _DURATION.fullmatch(value[:40])
+        match = _DURATION.fullmatch(value) if len(value) <= 40 else None
         if match is None:
             raise InvalidOption(
-                f"{what}: {value[:40]!r} is not a duration; write seconds or '250ms', '30s', '5m', '2h', '1d'"
+                f"{what}: {shown(value)} is not a duration; write seconds or '250ms', '30s', '5m', '2h', '1d'"
             )
         ms = float(match[1]) * _UNIT_MS[match[2]]
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    elif isinstance(value, int) and not isinstance(value, bool):
+        ms = value * 1000  # whole: an int may be too large for a float
+    elif isinstance(value, float) and math.isfinite(value):
         ms = value * 1000.0
     elif hasattr(value, "total_seconds"):
         ms = value.total_seconds() * 1000.0
     else:
-        raise InvalidOption(f"{what}: {str(value)[:40]!r} is not a duration; write seconds or text as '30s'")
+        raise InvalidOption(f"{what}: {shown(value)} is not a duration; write seconds or text as '30s'")
     if not 0 <= ms <= max_ms:
-        raise InvalidOption(f"{what}: {value!s:.40} is out of bounds; allowed is 0 to {max_ms // 1000} seconds")
-    return round(ms)
+        raise InvalidOption(f"{what}: {shown(value)} is out of bounds; allowed is 0 to {max_ms // 1000} seconds")
+    return max(1, round(ms)) if ms > 0 else 0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +78,7 @@ def _positive(text: object, what: str) -> int:
     except ValueError:
         number = 0
     if not 1 <= number <= 100_000:
-        raise ConfigurationError(f"{what}={str(text)[:40]!r} must be a whole number from 1 to 100000")
+        raise ConfigurationError(f"{what}={shown(text)} must be a whole number from 1 to 100000")
     return number
 
 
@@ -182,7 +188,8 @@ def load(
             raise ConfigurationError(
                 f"{file_name}: there is no setting {name!r}; there are {', '.join(sorted(fields))}"
             )
-        found.setdefault(fields[name], []).append((f"{file_name}:{name}", _READERS[fields[name]](value, name)))
+        place = f"{file_name}:{name}"
+        found.setdefault(fields[name], []).append((place, _READERS[fields[name]](value, place)))
     return Settings(**{field: _highest(ranked) for field, ranked in found.items()})
 
 
@@ -205,8 +212,11 @@ def _read_file(environ: Mapping[str, str], directory: Path) -> tuple[dict[str, A
     if (directory / "packhorse.toml").is_file():
         return _toml(directory / "packhorse.toml"), "packhorse.toml"
     if (directory / "pyproject.toml").is_file():
-        table = _toml(directory / "pyproject.toml").get("tool", {}).get("packhorse", {})
-        return dict(table), "pyproject.toml"
+        tools = _toml(directory / "pyproject.toml").get("tool", {})
+        table = tools.get("packhorse", {}) if isinstance(tools, dict) else tools
+        if not isinstance(table, dict):
+            raise ConfigurationError("pyproject.toml: [tool.packhorse] must be a table")
+        return table, "pyproject.toml"
     return {}, ""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, get_args
 
 from .arguments import Arguments
 from .client import Job
 from .errors import ConfigurationError
 from .job import JobSpec, check_name
-from .options import read_options
+from .options import over_defaults, read_options
 from .retry import Backoff
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ class Task(Generic[P, R]):
         self.fail_on = fail_on
         self.defaults = read_options(options)
         self.description = description or _first_line(handler)
-        self.arguments = Arguments(handler, app.injectable)
+        self.read_signature()
         self.executor: Executor = executor or ("async" if inspect.iscoroutinefunction(handler) else "thread")
+        if self.executor not in get_args(Executor):
+            raise ConfigurationError(f"{type}: executor={executor!r} must be async, thread or process")
         if self.executor == "async" and not inspect.iscoroutinefunction(handler):
             raise ConfigurationError(f"{type}: executor='async' needs `async def`; leave executor out for a thread")
         if self.executor == "thread" and inspect.iscoroutinefunction(handler):
@@ -53,6 +55,10 @@ class Task(Generic[P, R]):
         self.__wrapped__ = handler
         self.__name__ = getattr(handler, "__name__", type)
         self.__doc__ = handler.__doc__
+
+    def read_signature(self) -> None:
+        """Sort the handler's parameters into those from the payload and those that the app provides."""
+        self.arguments = Arguments(self.handler, self.app.injectable)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the function itself, now and here."""
@@ -102,7 +108,7 @@ class Using(Generic[P, R]):
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec:
         """Make a job without storing it."""
         task = self._task
-        return task.app.make_spec(task.type, task.arguments.bind(args, kwargs), {**task.defaults, **self._fields})
+        return task.app.make_spec(task.type, task.arguments.bind(args, kwargs), over_defaults(task.defaults, self._fields))
 
 
 def _first_line(handler: Callable[..., Any]) -> str:

@@ -283,7 +283,8 @@ class Backend(ABC):
         """Take up to `limit` pending jobs, best rank first within a queue, queues in the order given.
 
         Each goes to one claimer only, turns `running`, counts an attempt and gets a token that was never
-        used before. Renews the worker's lease too. Never blocks; a paused queue yields nothing.
+        used before. A claim that yields jobs gives the worker the whole lease from now; an empty one may leave
+        it as it was. Never blocks; a paused queue yields nothing.
         """
 
     @abstractmethod

@@ -83,8 +83,11 @@ class MemoryBackend(Backend):
     def _refuse_conflicts(self, specs: Sequence[JobSpec]) -> None:
         """Raise for `on_conflict='refuse'` before anything of the call is stored."""
         taken: dict[tuple[str, str], str] = {}
+        seen: set[str] = set()
         for spec in specs:
-            if spec.unique is None or spec.id in self.store.jobs:
+            repeated = spec.id in self.store.jobs or spec.id in seen
+            seen.add(spec.id)
+            if spec.unique is None or repeated:
                 continue
             slot = (spec.queue, spec.unique.key)
             holder = self.store.unique.get(slot) or taken.get(slot)

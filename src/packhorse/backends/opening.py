@@ -45,6 +45,11 @@ def _memory(url: str, clock: Clock) -> Backend:
     return MemoryBackend(store)
 
 
+def forget_memory(url: str, clock: Clock) -> None:
+    """Let the memory store of `url` go: its jobs are gone once nobody uses them. For tests, which make many."""
+    _memory_stores.pop((url, id(clock)), None)
+
+
 def redact(url: str) -> str:
     """Write a URL without its password, for messages and logs (FAILURES B40)."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..app import Packhorse
 from ..clock import precise_boot_ms
 
-app = Packhorse("memory://bench")
+app = Packhorse()  # the URL comes with the measurement, never from here
 
 #: Delays between enqueue and start, ms, as the `stamp` handler saw them.
 latencies_ms: list[float] = []

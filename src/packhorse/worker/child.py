@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-import sys
+import subprocess
+import threading
 from pathlib import Path
 
 from ..clock import SYSTEM_CLOCK
+from .launch import Launched
 from .link import Link, Ready
 from .page import Page
 
@@ -17,8 +18,11 @@ from .page import Page
 class Child:
     """A runner process: its link, its page, and what the keeper remembers about it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, link: Link, page: Page, worker: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], link: Link, page: Page, worker: str) -> None:
         self._process = process
+        loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[int] = loop.create_future()
+        threading.Thread(target=self._wait, args=(loop,), name=f"wait-{process.pid}", daemon=True).start()
         self.link = link
         self.page = page
         self.worker = worker
@@ -36,22 +40,16 @@ class Child:
         self._why_killed: str | None = None
 
     @classmethod
-    async def start(cls, worker: str) -> Child:
-        """Start a runner process in a session of its own, so that its whole tree can be ended with it."""
-        ours, theirs = socket.socketpair()
-        page = Page.create()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "packhorse.worker.runner_process",
-            str(theirs.fileno()),
-            str(page.fd),
-            pass_fds=(theirs.fileno(), page.fd),
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        return cls(process, await Link.over(ours), page, worker)
+    async def adopt(cls, launched: Launched, worker: str) -> Child:
+        """Take a runner process over as the worker of this id."""
+        return cls(launched.process, await Link.over(launched.end), launched.page, worker)
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        code = self._process.wait()
+        try:
+            loop.call_soon_threadsafe(self._exit.set_result, code)
+        except RuntimeError:  # the keeper ended first
+            return
 
     @property
     def page_open(self) -> bool:
@@ -60,7 +58,7 @@ class Child:
 
     async def ended(self) -> str:
         """Wait for the process to end; answers how, as text that goes into the errors of its jobs."""
-        code = await self._process.wait()
+        code = await asyncio.shield(self._exit)
         self.gone = True
         self.link.close()
         self._end_tree()

@@ -26,7 +26,7 @@ from ..backends.base import Note
 from ..context import Context
 from ..job import Claimed
 from ..task import Task
-from .forking import end_copy
+from .forking import end_copy, forks
 from .frames import LENGTH_BYTES, ChildDone, ChildJob, ChildNote, ChildSetup, Frame, pack, unpack
 from .handler import inject
 from .importing import import_app
@@ -79,12 +79,13 @@ def _names(module: str) -> dict[str, Any]:
 
 def _run(task: Task[..., Any], job: Claimed, end: socket.socket) -> ChildDone:
     ctx = ChildContext(task.app, job, end)
+    forks_at_start = forks()
     try:
         value = asyncio.run(inject(task.app, task, _call(task))(task.arguments.read(job.payload), ctx))
         outcome = outcomes.from_result(value)
     except BaseException as error:  # whatever a handler raises is about its job
         outcome = outcomes.from_exception(error, task.fail_on)
-    end_copy()
+    end_copy(forks_at_start)
     return ChildDone(outcome, ctx.follow_ups)
 
 

@@ -96,7 +96,7 @@ class Claimer:
         if not jobs:
             return False
         self._lease.renewed(sent_ms)
-        self._runner.feed(jobs)
+        self._runner.feed(jobs, sent_ms)
         return True
 
     def _wanted(self) -> int:

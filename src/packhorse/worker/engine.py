@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from ..app import Packhorse
-from ..backends.base import Backend, Keep, WorkerInfo
+from ..backends.base import Backend, Settlement, WorkerInfo
+from ..job import State
 from .claimer import Claimer
 from .executors import Executors
 from .handler import Handler
 from .heart import Heart
 from .lease import Lease
-from .options import WorkerOptions
+from .options import SETTLE_MS_MAX, WorkerOptions, keep_times
 from .orphans import Orphans
 from .runner import Runner
 from .settler import Settler
 from .ticker import Ticker
 
 log = logging.getLogger("packhorse.worker")
-
-#: How long settling may go on after the grace time of a shutdown.
-SETTLE_MS_MAX = 5_000
 
 
 class Engine:
@@ -71,19 +70,29 @@ class Engine:
         self._tasks: list[asyncio.Task[None]] = []
         self._claiming: asyncio.Task[None] | None = None
         self._lifespan = AsyncExitStack()
+        #: Set when a part failed: the worker must be replaced.
+        self.broken = asyncio.Event()
 
     async def start(self) -> None:
         """Run the app's lifespan and start the parts. Claims begin at once."""
         if self.app.lifespan_hook is not None:
-            self.app.lifespan_state = await self._lifespan.enter_async_context(self.app.lifespan_hook(self.app))
+            self.runner.state = await self._lifespan.enter_async_context(self.app.lifespan_hook(self.app))
         self.runner.base = contextvars.copy_context()  # with what the lifespan set
         self._tasks = [self._go(self.settler.run()), self._go(self.heart.run())]
         if self.ticker is not None:
             self._tasks.append(self._go(self.ticker.run()))
         self._claiming = self._go(self.claimer.run())
 
-    def _go(self, coroutine: object) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]  # a coroutine of a part
+    def _go(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        task.add_done_callback(self._part_ended)
+        return task
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        """A part only ends when it is cancelled; one that fails must not leave a worker that looks alive (B2)."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("a part of the worker failed; this is a bug", exc_info=error)
+            self.broken.set()
 
     def _on_tainted(self, reason: str) -> None:
         log.warning("%s", reason)
@@ -132,9 +141,19 @@ class Engine:
         try:
             async with asyncio.timeout(SETTLE_MS_MAX / 1000):
                 await self.settler.drained()
+                await self._release_orphans()
+                await self.settler.drained()
                 await self.backend.retire(self.info.id, "its worker stopped before the job ended")
         except Exception as error:  # a backend that is away must not keep the worker from stopping
             log.warning("stopping with %d ends of runs unsettled: %s", self.settler.pending, error)
+
+    async def _release_orphans(self) -> None:
+        """Give back claims whose answer was lost: nothing is on its way here any more (simulator seed 81)."""
+        pulse = await self.backend.heartbeat(self.info, self.options.lease_ms)
+        known = self.runner.known() | self.settler.known()
+        for job_id, token in pulse.held.items():
+            if (job_id, token) not in known:
+                self.settler.submit(Settlement(id=job_id, token=token, state=State.PENDING, refund=True))
 
     async def close(self) -> None:
         """End all parts. Jobs still held lapse."""
@@ -144,12 +163,3 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.executors.close()
         await self._lifespan.aclose()
-
-
-def keep_times(options: WorkerOptions) -> Keep:
-    """Answer how long ended jobs are kept."""
-    return Keep(
-        succeeded_ms=options.keep_succeeded_ms,
-        failed_ms=options.keep_failed_ms,
-        cancelled_ms=options.keep_cancelled_ms,
-    )

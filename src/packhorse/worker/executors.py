@@ -16,7 +16,7 @@ from .. import outcome as outcomes
 from ..app import Packhorse
 from ..context import Context
 from ..task import Task
-from .forking import end_copy
+from .forking import end_copy, forks
 from .frames import LENGTH_BYTES, ChildDone, ChildJob, ChildNote, ChildSetup, pack, unpack
 from .options import WorkerOptions
 
@@ -33,6 +33,7 @@ class Executors:
         # Handlers in processes are there to use processors: more at once than that only costs memory.
         self._places = asyncio.Semaphore(min(options.concurrency, 2 * (os.cpu_count() or 1)))
         self.app_path: str | None = None
+        self._forks = forks()
 
     # ---- threads ---------------------------------------------------------------------------------------
 
@@ -41,7 +42,9 @@ class Executors:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="packhorse-job")
         context = contextvars.copy_context()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, _guarded, handler, kwargs)
+        future = asyncio.get_running_loop().run_in_executor(
+            self._threads, context.run, _guarded, handler, kwargs, self._forks
+        )
         try:
             value, error = await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -197,11 +200,13 @@ def _module(task: Task[..., Any]) -> str:
     return name
 
 
-def _guarded(handler: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, BaseException | None]:
+def _guarded(
+    handler: Callable[..., Any], kwargs: dict[str, Any], forks_at_start: int
+) -> tuple[Any, BaseException | None]:
     """Call the handler; whatever it raises is carried as a value (a future cannot hold StopIteration)."""
     try:
         return handler(**kwargs), None
     except BaseException as error:  # SystemExit too: it is about this job
         return None, error
     finally:
-        end_copy()
+        end_copy(forks_at_start)

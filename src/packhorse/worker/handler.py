@@ -66,13 +66,22 @@ def inject(app: Packhorse, task: Task[..., Any], body: Start) -> Start:
 
 
 async def _provide(factory: Callable[..., Any], ctx: Context, stack: AsyncExitStack) -> Any:
-    args = (ctx,) if inspect.signature(factory).parameters else ()
+    args = (ctx,) if _wants_context(factory) else ()
     if inspect.isasyncgenfunction(factory):
         return await stack.enter_async_context(asynccontextmanager(factory)(*args))
     if inspect.isgeneratorfunction(factory):
         return stack.enter_context(contextmanager(factory)(*args))
     value = factory(*args)
     return await value if inspect.isawaitable(value) else value
+
+
+def _wants_context(factory: Callable[..., Any]) -> bool:
+    """Answer whether a factory has a parameter that must be given; one with a default is its own affair."""
+    return any(
+        parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in inspect.signature(factory).parameters.values()
+    )
 
 
 def _wrap(middleware: Callable[..., Awaitable[Any]], body: Start) -> Start:
@@ -85,6 +94,6 @@ def _wrap(middleware: Callable[..., Awaitable[Any]], body: Start) -> Start:
     return run
 
 
-def new_context(app: Packhorse, job: Claimed) -> Context:
-    """Make the context of one run."""
-    return Context(app, job)
+def new_context(app: Packhorse, job: Claimed, state: object) -> Context:
+    """Make the context of one run; `state` is what the worker's lifespan yielded."""
+    return Context(app, job, state)

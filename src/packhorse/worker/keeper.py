@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,8 +23,9 @@ from ..clock import SYSTEM_CLOCK
 from ..errors import PackhorseError
 from ..observe.logs import configure
 from .child import Child
-from .engine import SETTLE_MS_MAX, keep_times
+from .launch import Launched, launch
 from .link import Beat, Broken, Exhausted, Hurry, Ready, Setup, Stop, Tainted
+from .options import SETTLE_MS_MAX, keep_times
 from .ticker import Ticker
 
 log = logging.getLogger("packhorse.keeper")
@@ -49,17 +51,21 @@ class KeeperOptions(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "console"
 
 
-def run_keeper(options: KeeperOptions) -> int:
-    """Run a worker until it is told to stop; answers the exit code: 0, or 2 when the app cannot be started."""
+def run_keeper(options: KeeperOptions, launched: Sequence[Launched] = ()) -> int:
+    """Run a worker until it is told to stop; answers the exit code: 0, or 2 when the app cannot be started.
+
+    `launched` are runner processes started before this module was even imported: that is how a worker is quickly ready.
+    """
     configure(options.log_level, options.log_format)
-    return asyncio.run(Keeper(options).run())
+    return asyncio.run(Keeper(options, launched).run())
 
 
 class Keeper:
     """One keeper and its runners."""
 
-    def __init__(self, options: KeeperOptions) -> None:
+    def __init__(self, options: KeeperOptions, launched: Sequence[Launched] = ()) -> None:
         self._options = options
+        self._launched = list(launched)
         self._children: set[Child] = set()
         self._backend: Backend | None = None
         self._ready: Ready | None = None
@@ -111,7 +117,8 @@ class Keeper:
     # ---- runners ---------------------------------------------------------------------------------------
 
     async def _spawn(self) -> None:
-        child = await Child.start(CHANCE.id(SYSTEM_CLOCK.now_ms()))
+        launched = self._launched.pop() if self._launched else launch()
+        child = await Child.adopt(launched, CHANCE.id(SYSTEM_CLOCK.now_ms()))
         options = self._options
         child.link.send(
             Setup(options.app, options.url, child.worker, options.overrides, options.log_level, options.log_format)

@@ -18,9 +18,14 @@ class Lease:
         self._clock = clock
         self._from_ms = -lease_ms
         self._renewed_elsewhere = renewed_elsewhere  # the keeper renews too and tells when
+        #: The renewal that revived it after it had run out, as far as is known here (boot clock before it was sent).
+        #: What was claimed before may be somebody else's, whatever renewed the lease since (simulator seed 1744).
+        self.unbroken_since_ms = 0
 
     def renewed(self, sent_ms: int) -> None:
         """Note a renewal that was acknowledged; `sent_ms` is the boot clock before it was sent."""
+        if self._clock.boot_ms() - self._from_ms >= self.lease_ms:
+            self.unbroken_since_ms = max(self.unbroken_since_ms, sent_ms)
         self._from_ms = max(self._from_ms, sent_ms)
 
     def age_ms(self) -> int:
@@ -28,7 +33,7 @@ class Lease:
         now_ms = self._clock.boot_ms()
         age_ms = now_ms - self._from_ms
         if age_ms * 3 > self.lease_ms and self._renewed_elsewhere is not None:
-            self._from_ms = max(self._from_ms, self._renewed_elsewhere())
+            self.renewed(self._renewed_elsewhere())
             age_ms = now_ms - self._from_ms
         return age_ms
 

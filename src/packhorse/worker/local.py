@@ -61,10 +61,16 @@ class LocalWorker:
         """Work until cancelled, or with `burst=True` until nothing is left to do."""
         async with self:
             assert self.engine is not None
+            ends = [asyncio.ensure_future(self.engine.broken.wait())]
             if self.options.burst:
-                await self.engine.exhausted()
-            else:
-                await asyncio.Event().wait()
+                ends.append(asyncio.ensure_future(self.engine.exhausted()))
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for end in ends:
+                    end.cancel()
+            if self.engine.broken.is_set():
+                raise RuntimeError("a part of the worker failed; its log says which")
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
+from ..backends.base import Keep
 from ..errors import ConfigurationError
 from ..job import check_name
 from ..settings import Settings
+
+#: How long settling may go on after the grace time of a shutdown.
+SETTLE_MS_MAX = 5_000
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,3 +45,12 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         shared = {name: getattr(settings, name) for name in cls.__struct_fields__ if hasattr(settings, name)}
         given = {name: value for name, value in overrides.items() if value is not None}
         return cls(**{**shared, **given})
+
+
+def keep_times(options: WorkerOptions) -> Keep:
+    """Answer how long ended jobs are kept."""
+    return Keep(
+        succeeded_ms=options.keep_succeeded_ms,
+        failed_ms=options.keep_failed_ms,
+        cancelled_ms=options.keep_cancelled_ms,
+    )

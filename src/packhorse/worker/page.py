@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 
 _RENEWED, _PULSE, _ALLOWED, _HOLDING, _ENDED = range(5)
 _BYTES = mmap.PAGESIZE
@@ -28,6 +27,8 @@ class Page:
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("packhorse-page", os.MFD_CLOEXEC)
         else:
+            import tempfile
+
             fd, path = tempfile.mkstemp(prefix="packhorse-page-")
             os.unlink(path)  # noqa: PTH108  # the descriptor is all there is to it
         os.ftruncate(fd, _BYTES)

@@ -24,7 +24,7 @@ from ..errors import InvalidPayload, PackhorseError
 from ..job import Claimed, JobSpec, State
 from ..outcome import Kind, Outcome
 from ..retry import Backoff, decide
-from .forking import end_copy
+from .forking import end_copy, forks
 from .handler import Handler, new_context
 from .lease import Lease
 from .options import WorkerOptions
@@ -79,19 +79,24 @@ class Runner:
         self._clock = clock
         self._chance = chance
         self._loop = asyncio.get_running_loop()
-        self._ready: deque[tuple[int, Claimed]] = deque()
-        self._runs: set[Run] = set()
+        # (when it came, since when it is surely ours, job): the claim or heartbeat that says so was sent then
+        self._ready: deque[tuple[int, int, Claimed]] = deque()
+        # Dicts for sets that keep an order: what is done to all must not depend on addresses (the simulator repeats).
+        self._runs: dict[Run, None] = {}
         self.base = contextvars.copy_context()  # what each job's own context starts as
+        self.state: object = None  # what the lifespan yielded
         self._idle: list[asyncio.Future[None]] = []
-        self._slots: set[asyncio.Task[None]] = set()
+        self._slots: dict[asyncio.Task[None], None] = {}
         self._abandoned = 0
         self._stepping = 0
         self._stopped = False
+        self._forks = forks()
         self._room_waiter: asyncio.Future[None] | None = None
         self._room_wanted: Callable[[], int] | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._to_cancel: set[str] = set()
+        self._left_running: set[tuple[str, str]] = set()  # given up at shutdown: they lapse with the worker
         self._on_tainted = on_tainted
         self._on_step = on_step
         self.renew: Callable[[], Awaitable[None]] | None = None
@@ -135,10 +140,10 @@ class Runner:
         if waiter is not None and not waiter.done() and self._room_wanted is not None and self._room_wanted() > 0:
             waiter.set_result(None)
 
-    def feed(self, jobs: Sequence[Claimed]) -> None:
-        """Take claimed jobs over; they start as slots get free."""
+    def feed(self, jobs: Sequence[Claimed], sent_ms: int) -> None:
+        """Take over jobs of a claim that was sent at `sent_ms`; they start as slots get free."""
         received_ms = self._clock.boot_ms()
-        self._ready.extend([(received_ms, job) for job in jobs])
+        self._ready.extend([(received_ms, sent_ms, job) for job in jobs])
         self._quiet.clear()
         self._wake_slot()
 
@@ -156,8 +161,8 @@ class Runner:
         if len(self._slots) - self._abandoned < self._options.concurrency:
             # Not the current context: slots must not carry the variables of whoever fed the runner.
             slot = self._loop.create_task(self._slot(), context=self.base.copy())
-            self._slots.add(slot)
-            slot.add_done_callback(self._slots.discard)
+            self._slots[slot] = None
+            slot.add_done_callback(self._slots.pop)
 
     async def _slot(self) -> None:
         slot = asyncio.current_task()
@@ -177,7 +182,10 @@ class Runner:
                 continue
             if not self._ready:
                 continue
-            received_ms, job = self._ready.popleft()
+            received_ms, ours_ms, job = self._ready.popleft()
+            if ours_ms < self._lease.unbroken_since_ms:
+                log.warning("job %s is dropped unstarted: the lease ran out since it was claimed", job.id)
+                continue
             if await self._run(job, received_ms, slot):
                 self._abandoned -= 1
                 return  # this slot was given up while its job would not stop; another took its place
@@ -225,7 +233,7 @@ class Runner:
         self._stepping += 1
         try:
             if handler.needs_context:
-                ctx = new_context(self._app, job)
+                ctx = new_context(self._app, job, self.state)
                 coroutine = handler.start(kwargs, ctx)
             else:
                 coroutine = handler.start_plain(**kwargs)
@@ -236,18 +244,19 @@ class Runner:
             outcome = outcomes.from_exception(error, handler.task.fail_on)
         else:
             self._stepping -= 1
+            end_copy(self._forks)
             return await self._run_waiting(
-                Run(job, handler, ctx, slot), received_ms, _Resumed(coroutine, context, waiting)
+                Run(job, handler, ctx, slot), received_ms, _Resumed(coroutine, context, waiting, self._forks)
             )
         self._stepping -= 1
-        end_copy()
+        end_copy(self._forks)
         self._finish(job, handler, outcome, ctx)
         return False
 
     async def _run_waiting(self, run: Run, received_ms: int, rest: _Resumed) -> bool:
         job = run.job
         run.received_ms = received_ms
-        self._runs.add(run)
+        self._runs[run] = None
         self._start_timer(run)
         if run.ctx is not None:
             run.ctx.on_restart(lambda: self._start_timer(run))
@@ -259,14 +268,14 @@ class Runner:
             outcome = self._stopped_outcome(run, error)
         else:
             outcome = outcomes.timed_out(job.timeout_ms) if run.reason == "timeout" else outcomes.from_result(value)
-        end_copy()
+        end_copy(self._forks)
         if run.timer is not None:
             run.timer.cancel()
         while run.slot.cancelling():
             run.slot.uncancel()
         if run.abandoned:
             return True
-        self._runs.discard(run)
+        self._runs.pop(run, None)
         if outcome is not None:
             self._finish(job, run.handler, outcome, run.ctx)
         else:
@@ -332,14 +341,15 @@ class Runner:
         run.abandoned = True
         self._abandoned += 1
         job = run.job
-        self._runs.discard(run)
+        self._runs.pop(run, None)
         how = f"and ignored its stop for {self._options.stop_grace_ms / 1000:g} s"
         if run.reason == "cancel":
             self._finish(job, run.handler, outcomes.cancelled(f"asked to stop, {how}"), None)
         elif run.reason == "timeout":
             self._finish(job, run.handler, outcomes.timed_out(job.timeout_ms, how), None)
         elif run.reason == "shutdown":
-            pass  # the lease lapses with the worker: the attempt was spent
+            # The lease lapses with the worker: the attempt was spent. Until then the job is ours, not an orphan.
+            self._left_running.add((job.id, job.token))
         self._wake_slot()
         self._tell_quiet()
         self._tell_room()
@@ -356,16 +366,22 @@ class Runner:
                 log.warning("job %s was lost to another claim; its run is stopped", job.id)
                 self._stop_run(run, "lost")
         if self._ready:
-            kept = [item for item in self._ready if item[0] >= sent_ms or held.get(item[1].id) == item[1].token]
+            kept = []
+            for received_ms, ours_ms, job in self._ready:
+                if held.get(job.id) == job.token:
+                    kept.append((received_ms, max(ours_ms, sent_ms), job))
+                elif received_ms >= sent_ms:  # its claim may have been done after this heartbeat
+                    kept.append((received_ms, ours_ms, job))
             if len(kept) < len(self._ready):
                 log.warning("%d claimed jobs were lost before they started", len(self._ready) - len(kept))
                 self._ready = deque(kept)
-        self._to_cancel = {job.id for _, job in self._ready if job.id in cancel} if cancel else set()
+        self._to_cancel = {job.id for _, _, job in self._ready if job.id in cancel} if cancel else set()
         self._tell_quiet()
 
     def known(self) -> set[tuple[str, str]]:
         """Answer the jobs and tokens that were fed here and have not ended."""
-        return {(job.id, job.token) for _, job in self._ready} | {(run.job.id, run.job.token) for run in self._runs}
+        held = {(job.id, job.token) for _, _, job in self._ready} | {(run.job.id, run.job.token) for run in self._runs}
+        return held | self._left_running
 
     # ---- notes, and the end ----------------------------------------------------------------------------
 
@@ -389,7 +405,7 @@ class Runner:
         """Give back what was claimed and not started; it costs no attempt."""
         count = len(self._ready)
         while self._ready:
-            _, job = self._ready.popleft()
+            _, _, job = self._ready.popleft()
             self._settler.submit(decide(job, outcomes.RELEASED, _NO_BACKOFF, self._chance, 0))
         self._tell_quiet()
         return count
@@ -412,16 +428,17 @@ class Runner:
     def close(self) -> None:
         """End the slots."""
         self._stopped = True
-        for slot in self._slots:
+        for slot in list(self._slots):
             slot.cancel()
 
 
 class _Resumed:
     """The rest of a coroutine that was started in `context` and waits for `waiting`."""
 
-    __slots__ = ("_context", "_coroutine", "_waiting")
+    __slots__ = ("_context", "_coroutine", "_forks", "_waiting")
 
-    def __init__(self, coroutine: Any, context: contextvars.Context, waiting: Any) -> None:
+    def __init__(self, coroutine: Any, context: contextvars.Context, waiting: Any, forks_at_start: int) -> None:
+        self._forks = forks_at_start
         self._coroutine = coroutine
         self._context = context
         self._waiting = waiting
@@ -439,3 +456,4 @@ class _Resumed:
                 waiting = run(step, argument)
             except StopIteration as stop:
                 return stop.value
+            end_copy(self._forks)  # a copy must not wait in a copy of the loop. test_a_copy_that_waits_ends

@@ -56,6 +56,7 @@ class RunnerProcess:
             return
         loop = asyncio.get_running_loop()
         helpers = [loop.create_task(self._pulse(engine)), loop.create_task(self._listen(engine))]
+        helpers.append(loop.create_task(_end_if_broken(engine)))
         if engine.options.burst:
             helpers.append(loop.create_task(self._tell_exhausted(engine)))
         await self._stop.wait()
@@ -124,6 +125,11 @@ class RunnerProcess:
                     return
                 case _:
                     pass
+
+
+async def _end_if_broken(engine: Engine) -> None:
+    await engine.broken.wait()
+    os._exit(70)  # EX_SOFTWARE of sysexits.h; the keeper gives back what this runner holds and starts another
 
 
 async def _main(end: socket.socket, page: Page) -> None:

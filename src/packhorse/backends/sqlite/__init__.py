@@ -1,0 +1,14 @@
+"""Jobs in one SQLite file, shared by any number of processes of one machine.
+
+backend    the verbs of the contract, each handed to a thread
+engine     the writer and the reader thread: group commit, patience, forks
+filing     the URL and the file: making it, its permissions, noticing that it is gone
+connection settings, the schema and its migrations, what SQLite's errors mean
+wake       hints between processes, by a side file
+rows       reading and writing jobs in bulk
+moving, claiming, steering, keeping, looking      what the verbs do inside a transaction
+"""
+
+from .backend import SQLiteBackend
+
+__all__ = ["SQLiteBackend"]

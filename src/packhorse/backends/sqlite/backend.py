@@ -1,0 +1,167 @@
+"""The verbs of the contract: each checks what it was given and hands the rest to a thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from ...clock import SYSTEM_CLOCK, Clock
+from ...job import Claimed, JobRecord, JobSpec
+from ..base import (
+    Backend,
+    Capabilities,
+    Enqueued,
+    Keep,
+    Note,
+    Page,
+    Pulse,
+    Query,
+    QueueChange,
+    QueueCounts,
+    Rerun,
+    Settlement,
+    Steered,
+    Ticked,
+    Verdict,
+    WorkerInfo,
+    check_batch,
+    check_changes,
+    check_settlements,
+    check_specs,
+    page_limit,
+    parse_cursor,
+)
+from ..bells import Bell
+from . import claiming, keeping, looking, moving, steering
+from .connection import explain, migrate
+from .engine import Engine
+from .filing import parse_url
+from .ops import Op
+
+T = TypeVar("T")
+
+
+class SQLiteBackend(Backend):
+    """Jobs in one SQLite file."""
+
+    capabilities = Capabilities(durable=True, shared=True)
+
+    def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.location = parse_url(url)
+        self._engine = Engine(self.location, clock)
+
+    async def open(self) -> None:
+        """Connect; a file that does not exist is made, unless it was there when this backend was first opened."""
+        await self._engine.open()
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    async def migrate(self) -> int:
+        import asyncio
+
+        try:
+            return await asyncio.to_thread(migrate, self.location)
+        except sqlite3.Error as error:
+            raise explain(error, self.location) from error
+
+    # ---- the way of a job ------------------------------------------------------------------------------
+
+    async def enqueue(self, specs: Sequence[JobSpec]) -> list[Enqueued]:
+        check_specs(specs, self.capabilities)
+        if not specs:
+            return []
+        answer: list[Enqueued] = await self._engine.post(
+            Op(moving.enqueue, specs, len(specs), many=moving.enqueue_many)
+        )
+        return answer
+
+    async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> list[Claimed]:
+        """Take pending jobs. Where there are none, the lease is renewed only if a third of it is gone."""
+        claim = claiming.Claim(tuple(queues), limit, lease_ms, worker)
+        op = Op(claiming.take, claim, max(1, limit), probe=claiming.probe, abandoned=self._release)
+        answer: list[Claimed] = await self._engine.post(op)
+        return answer
+
+    def _release(self, claimed: list[Claimed]) -> None:
+        """Give jobs back that were claimed for a caller who was cancelled meanwhile."""
+        if claimed and self._engine.is_open:
+            self._engine.post(Op(claiming.release, claimed, len(claimed))).add_done_callback(_forget)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Verdict]:
+        check_settlements(settlements, self.capabilities)
+        if not settlements:
+            return []
+        answer: list[Verdict] = await self._engine.post(
+            Op(moving.settle, settlements, len(settlements), many=moving.settle_many)
+        )
+        return answer
+
+    async def heartbeat(self, worker: WorkerInfo, lease_ms: int, notes: Sequence[Note] = ()) -> Pulse:
+        check_batch(notes)
+        beat = keeping.Beat(worker, lease_ms, tuple(notes))
+        answer: Pulse = await self._engine.post(Op(keeping.heartbeat, beat, 1 + len(notes)))
+        return answer
+
+    async def retire(self, worker: str, reason: str) -> int:
+        answer: int = await self._engine.post(Op(keeping.retire, keeping.Retirement(worker, reason)))
+        return answer
+
+    async def tick(self, limit: int, keep: Keep) -> Ticked:
+        answer: Ticked = await self._engine.post(Op(keeping.tick, keeping.Tick(limit, keep), probe=keeping.probe))
+        return answer
+
+    def watch(self, topics: Sequence[str]) -> Bell:
+        return self._engine.wake.bells.watch(topics)
+
+    # ---- look ------------------------------------------------------------------------------------------
+
+    async def get(self, ids: Sequence[str]) -> list[JobRecord | None]:
+        check_batch(ids)
+        return await self._read(lambda db, _: looking.get(db, ids))
+
+    async def find(self, query: Query) -> Page:
+        page_limit(query)
+        parse_cursor(query.cursor)
+        return await self._read(lambda db, _: looking.find(db, query))
+
+    async def counts(self) -> dict[str, QueueCounts]:
+        return await self._read(looking.counts)
+
+    async def workers(self) -> list[WorkerInfo]:
+        return await self._read(looking.workers)
+
+    async def _read(self, look: Callable[[sqlite3.Connection, int], T]) -> T:
+        found: T = await self._engine.read(look)
+        return found
+
+    # ---- steer -----------------------------------------------------------------------------------------
+
+    async def cancel(self, ids: Sequence[str]) -> list[Steered]:
+        return await self._steer(steering.cancel, ids)
+
+    async def rerun(self, reruns: Sequence[Rerun]) -> list[Steered]:
+        return await self._steer(steering.rerun, reruns)
+
+    async def delete(self, ids: Sequence[str]) -> list[Steered]:
+        return await self._steer(steering.delete, ids)
+
+    async def _steer(self, run: Callable[..., list[Steered]], items: Sequence[Any]) -> list[Steered]:
+        check_batch(items)
+        if not items:
+            return []
+        answer: list[Steered] = await self._engine.post(Op(run, items, len(items)))
+        return answer
+
+    async def queues(self, changes: Sequence[QueueChange] = ()) -> dict[str, QueueChange]:
+        check_changes(changes, self.capabilities)
+        if not changes:
+            return await self._read(lambda db, _: steering.read_queues(db))
+        answer: dict[str, QueueChange] = await self._engine.post(Op(steering.change_queues, changes, len(changes)))
+        return answer
+
+
+def _forget(future: Any) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,178 @@
+"""Get, find, counts and workers: reads of the reader thread, each statement a short snapshot of its own.
+
+A snapshot that stays open keeps checkpoints from finishing and the WAL growing, so a search through many
+jobs is cut into windows.
+"""
+
+# ruff: noqa: S608  # statements are made of constants of this package; all that comes from outside is a parameter
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ...job import AGEING_MS, JobRecord, State
+from ..base import Page, Query, QueueCounts, WorkerInfo, page_limit, parse_cursor
+from .rows import (
+    CODES,
+    FAILED,
+    PENDING,
+    RECORDS,
+    RECORDS_JOIN,
+    RUNNING,
+    SCHEDULED,
+    STATES,
+    SUCCEEDED,
+    read_records,
+    to_json,
+)
+from .steering import read_queues
+
+#: Jobs looked at in one statement of a search, at most: about 10 ms.
+WINDOW = 20_000
+
+_GET = f"{RECORDS} json_each(?) AS wanted CROSS JOIN jobs AS j ON j.id = wanted.value {RECORDS_JOIN}"
+
+
+def get(db: sqlite3.Connection, ids: Sequence[str]) -> list[JobRecord | None]:
+    """Look jobs up by id."""
+    found = {record.id: record for _, record in read_records(db, _GET, (to_json(ids).decode(),))}
+    return [found.get(job_id) for job_id in ids]
+
+
+# ---- find --------------------------------------------------------------------------------------------------
+
+#: Where the jobs of a state are found without looking at any other. `waiting` has no index; no job waits yet.
+_OF_STATE = {
+    SCHEDULED: f"jobs INDEXED BY due WHERE state = {SCHEDULED}",
+    PENDING: f"jobs INDEXED BY ready WHERE state = {PENDING}",
+    RUNNING: f"jobs INDEXED BY running WHERE state = {RUNNING}",
+    **{code: f"jobs INDEXED BY ended WHERE state >= {SUCCEEDED} AND state = {code}" for code in (5, 6, 7)},
+}
+
+
+def find(db: sqlite3.Connection, query: Query) -> Page:
+    """Look jobs up by filter, a page at a time, by seq."""
+    limit = page_limit(query)
+    source = _source(db, query)
+    filters, values = _filters(query)
+    order, beyond, until = ("ASC", ">", "<=") if query.oldest_first else ("DESC", "<", ">=")
+    values["cursor"] = parse_cursor(query.cursor)
+    values["cursor"] = (-1 if query.oldest_first else 1 << 62) if values["cursor"] is None else values["cursor"]
+    values["window"] = 4 * limit
+    found: list[tuple[int, JobRecord]] = []
+    while True:
+        # The seq that ends this window, None if the rest is smaller than one.
+        edge = db.execute(
+            f"SELECT seq FROM {source} AND seq {beyond} :cursor ORDER BY seq {order} LIMIT 1 OFFSET :window", values
+        ).fetchone()
+        inside = "" if edge is None else f"AND seq {until} :edge"
+        values["edge"] = None if edge is None else edge[0]
+        values["limit"] = limit + 1 - len(found)
+        part = read_records(
+            db,
+            f"{RECORDS} (SELECT seq FROM {source} AND seq {beyond} :cursor {inside} AND {filters} "
+            f"ORDER BY seq {order} LIMIT :limit) AS wanted CROSS JOIN jobs AS j ON j.seq = wanted.seq {RECORDS_JOIN}",
+            values,
+        )
+        found += sorted(part, key=lambda pair: pair[0], reverse=not query.oldest_first)
+        if edge is None or len(found) > limit:
+            break
+        values["cursor"] = edge[0]
+        values["window"] = min(WINDOW, 4 * values["window"])
+    more = len(found) > limit
+    return Page([record for _, record in found[:limit]], str(found[limit - 1][0]) if more else None)
+
+
+def _source(db: sqlite3.Connection, query: Query) -> str:
+    """Choose what is looked through: an index by seq, the few jobs of rare states, or all jobs by seq."""
+    codes = sorted({CODES[State(state)] for state in query.states})
+    if codes == [FAILED]:
+        return f"jobs INDEXED BY failed WHERE state = {FAILED}"
+    if codes and all(code in _OF_STATE and _is_rare(db, code) for code in codes):
+        union = " UNION ALL ".join(f"SELECT seq FROM {_OF_STATE[code]}" for code in codes)
+        return f"jobs NOT INDEXED WHERE seq IN ({union})"
+    return "jobs NOT INDEXED WHERE TRUE"
+
+
+def _is_rare(db: sqlite3.Connection, code: int) -> bool:
+    """Tell, from the index alone, whether a state has so few jobs that sorting them beats looking through all."""
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM {_OF_STATE[code]} LIMIT {WINDOW + 1})"
+    return bool(db.execute(sql).fetchone()[0] <= WINDOW)
+
+
+def _filters(query: Query) -> tuple[str, dict[str, Any]]:
+    """Write the WHERE of a query: names are ours, all that came from outside are parameters (C9)."""
+    terms = ["TRUE"]
+    values: dict[str, Any] = {}
+    if query.states:
+        terms.append(f"state IN ({','.join(str(CODES[State(state)]) for state in query.states)})")
+    for column, value in (("queue", query.queue), ("type", query.type), ("key", query.key)):
+        if value is not None:
+            terms.append(f"{column} = :{column}")
+            values[column] = value
+    if query.tag is not None:
+        # instr is quick and lets nothing through that json_each would find
+        terms.append("instr(tags, :tag_json) AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)")
+        values["tag"] = query.tag
+        values["tag_json"] = to_json(query.tag).decode()
+    if query.created_from_ms is not None:
+        terms.append("created_at_ms >= :created_from_ms")
+        values["created_from_ms"] = query.created_from_ms
+    if query.created_before_ms is not None:
+        terms.append("created_at_ms < :created_before_ms")
+        values["created_before_ms"] = query.created_before_ms
+    return " AND ".join(terms), values
+
+
+# ---- counts and workers ------------------------------------------------------------------------------------
+
+# Each part reads one index and no job. The oldest pending job is the one with the smallest due time, which
+# the index gives as rank less what its priority added.
+COUNTS = f"""
+SELECT queue, state, count(*), NULL FROM jobs INDEXED BY ended WHERE state >= {SUCCEEDED} GROUP BY state, queue
+UNION ALL
+SELECT queue, {SCHEDULED}, count(*), NULL FROM jobs INDEXED BY due WHERE state = {SCHEDULED} GROUP BY queue
+UNION ALL
+SELECT queue, {RUNNING}, count(*), NULL FROM jobs INDEXED BY running WHERE state = {RUNNING} GROUP BY queue
+UNION ALL
+SELECT queue, {PENDING}, count(*), min(rank - priority * {AGEING_MS})
+FROM jobs INDEXED BY ready WHERE state = {PENDING} GROUP BY queue
+"""
+
+
+def counts(db: sqlite3.Connection, now_ms: int) -> dict[str, QueueCounts]:
+    """Count jobs by queue and state."""
+    settings = read_queues(db)
+    found: dict[str, dict[int, int]] = {name: {} for name in settings}
+    oldest: dict[str, int] = {}
+    for queue, code, count, due_at_ms in db.execute(COUNTS):
+        found.setdefault(queue, {})[code] = count
+        if due_at_ms is not None:
+            oldest[queue] = due_at_ms
+    return {
+        name: QueueCounts(
+            states={STATES[code]: found[name][code] for code in sorted(found[name])},
+            oldest_pending_ms=max(0, now_ms - oldest[name]) if name in oldest else None,
+            paused=bool(name in settings and settings[name].paused),
+        )
+        for name in sorted(found)
+    }
+
+
+_WORKERS = f"""
+SELECT info, lease_end_at_ms - ?1, (SELECT count(*) FROM jobs WHERE state = {RUNNING} AND worker = workers.no)
+FROM workers WHERE lease_end_at_ms > ?1 ORDER BY id
+"""
+_decode_info = msgspec.json.Decoder(WorkerInfo).decode
+
+
+def workers(db: sqlite3.Connection, now_ms: int) -> list[WorkerInfo]:
+    """List the workers whose lease is live."""
+    return [
+        msgspec.structs.replace(_decode_info(info), lease_left_ms=left_ms, running=running)
+        for info, left_ms, running in db.execute(_WORKERS, (now_ms,))
+    ]

@@ -1,0 +1,115 @@
+"""What is asked of the threads, what they work with, and how the answers get back."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ...errors import PackhorseError
+
+#: Answer of a probe: there is something to write.
+WRITE = object()
+
+
+class Redo(Exception):  # not an error: a sign to do the batch again, one by one
+    """A shortcut for many items does not fit these; do them one by one."""
+
+
+class Transaction:
+    """What an operation works with: the connection, the time, and what to tell whom after COMMIT."""
+
+    __slots__ = ("db", "new_token", "now_ms", "pages", "topics")
+
+    def __init__(self, db: sqlite3.Connection, now_ms: int, new_token: Callable[[], int]) -> None:
+        self.db = db
+        self.now_ms = now_ms
+        self.new_token = new_token
+        self.topics: set[str] = set()
+        self.pages = 0  # that this wrote, roughly, beyond what its items say
+
+
+class Op:
+    """Something asked of the writer.
+
+    `run(tx, args)` does it. It may raise errors of ours only before it has written anything. `many(tx, [args…])`
+    does several neighbours at once, or raises Redo; `probe(db, now_ms, args)` finds out whether there is
+    anything to write; `abandoned(result)` undoes it where the caller went away meanwhile.
+    """
+
+    __slots__ = ("abandoned", "args", "future", "items", "loop", "many", "probe", "run")
+
+    def __init__(
+        self,
+        run: Callable[[Transaction, Any], Any],
+        args: Any,
+        items: int = 1,
+        *,
+        many: Callable[[Transaction, list[Any]], list[Any]] | None = None,
+        probe: Callable[[sqlite3.Connection, int, Any], Any] | None = None,
+        abandoned: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.run = run
+        self.args = args
+        self.items = items
+        self.many = many
+        self.probe = probe
+        self.abandoned = abandoned
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+
+class Call:
+    """Something to do in a thread, outside of any transaction of ours."""
+
+    __slots__ = ("abandoned", "action", "future", "items", "last", "loop")
+
+    def __init__(self, action: Callable[[], Any], *, last: bool = False) -> None:
+        self.action = action
+        self.last = last  # the thread ends after it
+        self.items = 0
+        self.abandoned = None
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+
+def outcome_of(action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except Exception as error:  # it belongs to the caller
+        return error
+
+
+def run_op(op: Op, tx: Transaction) -> Any:
+    """Run an operation; a refusal is its answer, anything else ends the transaction."""
+    try:
+        return op.run(tx, op.args)
+    except PackhorseError as error:
+        return error
+
+
+def answer(
+    asked: Sequence[Op | Call],
+    outcomes: Sequence[Any],
+) -> None:
+    """Hand the outcomes back, in one hop for each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
+    for one, outcome in zip(asked, outcomes, strict=True):
+        by_loop.setdefault(one.loop, []).append((one, outcome))
+    for loop, pairs in by_loop.items():
+        with suppress(RuntimeError):  # that loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, pairs)
+
+
+def _resolve(pairs: list[tuple[Any, Any]]) -> None:
+    for one, outcome in pairs:
+        future = one.future
+        if future.done():
+            if one.abandoned is not None and not isinstance(outcome, BaseException):
+                one.abandoned(outcome)
+        elif isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

@@ -1,0 +1,203 @@
+# ruff: noqa: E501  # rows of tables
+# rows of tables
+"""Writes docs/reference/cli.md and settings.md from the code: `python -m tests.cli.reference`.
+
+The tests fail when a page is not what this writes, so no command, option or setting can be missing there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from packhorse.cli.lazy import LazyGroup
+from packhorse.cli.main import root
+from packhorse.cli.output import age
+from packhorse.settings import _READERS, ALIASES, Settings, own_name
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+_HEAD = "<!-- Written by `python -m tests.cli.reference`. Change the code, then run it; a test compares. -->\n"
+
+_CLI_INTRO = """# Command line
+
+`packhorse` and `python -m packhorse` are the same command. Every command explains itself with `--help`.
+
+## Which store
+
+`--url URL`, before or after the command; otherwise `PACKHORSE_URL`; otherwise `packhorse.toml` or `[tool.packhorse]` in
+`pyproject.toml`; otherwise `sqlite:///packhorse.db`. See [settings](settings.md).
+
+- `submit`, `worker` and `migrate` make a SQLite file that is not there. All other commands refuse: to look must not
+  make an empty store out of a mistyped name.
+- `memory://` is refused: its jobs live inside one process, and a command is another one.
+- A password belongs into `PACKHORSE_URL` or the configuration file. With `--url` everyone on the machine can see it, and
+  a warning says so. No output ever shows it.
+
+## Output
+
+Tables are for people. Elsewhere than on a terminal they are plain aligned lines, without colours. `--json` prints one
+JSON document, in ASCII. What comes from the store (names, errors, payloads) is shown with control characters escaped.
+Errors and hints go to stderr: an error is one line that says what to do. `PACKHORSE_DEBUG=1` adds where it came from.
+
+| exit code | means |
+|---|---|
+| 0 | done |
+| 1 | refused, not found, or the store does not answer |
+| 2 | wrong usage or configuration |
+| 130 | Ctrl+C |
+| 141 | whoever read the output stopped reading (as in `… | head`) |
+
+## Shapes of `--json`
+
+A **job** is `id type queue state priority attempt max_attempts key tags payload result error errors progress unique
+after workflow schedule slot worker timeout_ms created_at due_at started_at finished_at`. Instants are RFC 3339 in UTC;
+what does not apply is `null`. `error` is the last one as text, `null` once the job has succeeded; an item of `errors` is
+`{"attempt", "at", "kind", "message", "traceback"}`. Stored bytes that are not JSON are shown as `{"undecodable": "<hex>"}`.
+
+| command | answers |
+|---|---|
+| `jobs list`, `list-failed` | `{"items": [job], "next": cursor or null}` |
+| `jobs show` | a job |
+| `jobs cancel`, `rerun`, `delete` and `retry` by id | `{"items": [{"id", "answer"}], "next": null}`; an answer is `done`, `requested` (it runs, its worker will stop it), `ended`, `live`, `conflict` or `missing` |
+| the same by filter, `retry-all` | `{"matched", "dry_run", "done", "requested", "ended", "live", "conflict", "missing"}` |
+| `purge` | `{"queue", "deleted", "running", "added"}` |
+| `stats` | `{"states": {state: jobs}, "queues": {queue: {"states", "oldest_pending_ms", "paused"}}}` |
+| `health` | `{"status", "service", "version", "latency_ms", "workers", "pending", "problems"}`; `status` is `OK` or `UNAVAILABLE` |
+| `queues list` | `{"items": [{"queue", "states", "oldest_pending_ms", "paused", "capacity"}], "next": null}` |
+| `queues pause`, `resume` | `{"items": [{"queue", "paused"}], "next": null}` |
+| `workers` | `{"items": [{"id", "host", "pid", "queues", "types", "concurrency", "busy", "running", "started_at", "lease_left_ms", "version"}], "next": null}` |
+| `submit` | `{"id", "created"}`; `created` is false where a live job holds the unique key, whose id it is |
+| `migrate`, `version` | `{"schema"}`, `{"version"}` |
+
+## Commands
+"""
+
+_SETTINGS_INTRO = """# Settings
+
+Rank, highest first: a keyword of `Packhorse(...)` or an option of the command line; `PACKHORSE_*` in the environment; the
+older names, which other job engines use; `packhorse.toml`, or `[tool.packhorse]` in `pyproject.toml`; the default.
+Where two names in the environment disagree, the higher one wins (of the older ones, the one that is listed first) and a
+warning names both. An empty variable counts as not set. A name in a file that does not exist, or a value that cannot be
+read, is an error that says what is allowed.
+
+Durations are seconds, or text as `250ms`, `30s`, `5m`, `2h`, `1d`.
+
+```toml
+# packhorse.toml
+url = "sqlite:///jobs.db"
+queues = ["mail", "default"]
+lease = "30s"
+```
+
+| setting | environment | older names | default | means |
+|---|---|---|---|---|
+"""
+
+_SETTINGS_END = """
+Two variables are no settings: `PACKHORSE_CONFIG` names the configuration file, and `PACKHORSE_DEBUG=1` makes the command
+line show where an error came from.
+
+`MAX_ATTEMPTS=3` is three runs; `WORKER_MAX_RETRIES=3` is four, the first and three retries.
+"""
+
+_MEANINGS = {
+    "url": "The store. `sqlite:///FILE` (three slashes: relative, four: absolute), or `memory://` inside one program.",
+    "store": "The store beside a URL that is a transport.",
+    "namespace": "What names of packhorse on a shared server begin with.",
+    "queues": "The queues a worker takes from, in order of preference; in the environment joined by commas.",
+    "concurrency": "Jobs at once in each runner process.",
+    "processes": "Runner processes of a worker.",
+    "max_attempts": "Runs of a job that does not say it itself.",
+    "lease_ms": "How long a claim holds without a sign of life; 1s to 1d.",
+    "shutdown_timeout_ms": "How long running jobs have to end when a worker stops.",
+    "poll_interval_ms": "How often an idle worker looks, if nothing wakes it.",
+    "park_ms": "How long a job of a type that no worker knows is kept waiting before it fails.",
+    "keep_succeeded_ms": "How long jobs that succeeded are kept.",
+    "keep_failed_ms": "How long jobs that failed are kept.",
+    "keep_cancelled_ms": "How long jobs that were cancelled are kept.",
+    "log_level": "debug, info, warning or error.",
+    "log_format": "console (for people) or json (one object a line).",
+}
+
+
+def commands(group: click.Group = root, path: tuple[str, ...] = ("packhorse",)) -> Iterator[tuple[str, click.Command]]:
+    """Answer every command that is not a group, by the words one types."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        words = (*path, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, words)
+        else:
+            yield " ".join(words), command
+
+
+def aliases(words: str) -> tuple[str, ...]:
+    """Answer the other names of a command."""
+    group: click.Command | None = root
+    *groups, name = words.split()[1:]
+    for step in groups:
+        assert isinstance(group, click.Group)
+        group = group.get_command(click.Context(group), step)
+    assert isinstance(group, LazyGroup)
+    return group.entries[name].aliases
+
+
+def cli_page() -> str:
+    parts = [_HEAD, _CLI_INTRO]
+    for words, command in commands():
+        usage = " ".join([words, *command.collect_usage_pieces(click.Context(command))])
+        names = " and ".join(f"`{alias}`" for alias in aliases(words))
+        also = f"Also called {names}.\n\n" if names else ""
+        parts.append(f"### `{words}`\n\n```\n{usage}\n```\n\n{also}{_help(command)}\n")
+        rows = [_option_row(param) for param in command.params if isinstance(param, click.Option)]
+        parts.append("| option | means |\n|---|---|\n" + "\n".join(rows) + "\n" if rows else "")
+    return "\n".join(part for part in parts if part)
+
+
+def _help(command: click.Command) -> str:
+    before, _, example = inspect.cleandoc(command.help or "").partition("\b")
+    return before.strip() + (f"\n\n```\n{example.strip()}\n```" if example else "")
+
+
+def _option_row(option: click.Option) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    value = option.make_metavar(click.Context(click.Command("x"))).replace("|", r"\|")
+    metavar = "" if option.is_flag else f" `{value}`"
+    default = f" Default: `{option.default}`." if option.show_default and option.default not in (None, ()) else ""
+    envvar = f" Also `{option.envvar}` in the environment." if option.envvar else ""
+    return f"| {names}{metavar} | {option.help}{default}{envvar} |"
+
+
+def settings_page() -> str:
+    defaults = Settings()
+    rows = []
+    for field in _READERS:
+        name = field.removesuffix("_ms")
+        older = ", ".join(f"`{alias}`" for alias, (meant, _) in ALIASES.items() if meant == field)
+        rows.append(
+            f"| `{name}` | `{own_name(field)}` | {older} | {_default(field, getattr(defaults, field))} | {_MEANINGS[field]} |"
+        )
+    return f"{_HEAD}\n{_SETTINGS_INTRO}" + "\n".join(rows) + "\n" + _SETTINGS_END
+
+
+def _default(field: str, value: object) -> str:
+    if value is None:
+        return "`4`" if field == "max_attempts" else ""
+    if field.endswith("_ms"):
+        assert isinstance(value, int)
+        return f"`{age(value)}`"
+    return f"`{','.join(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+PAGES = {"cli.md": cli_page, "settings.md": settings_page}
+
+if __name__ == "__main__":
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for name, write in PAGES.items():
+        (REFERENCE / name).write_text(write(), encoding="utf-8")
