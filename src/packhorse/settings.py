@@ -73,10 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _positive(text: object, what: str) -> int:
-    try:
-        number = int(str(text))
-    except ValueError:
-        number = 0
+    digits = str(text).strip()
+    number = int(digits) if re.fullmatch(r"[0-9]{1,6}", digits) else 0
     if not 1 <= number <= 100_000:
         raise ConfigurationError(f"{what}={shown(text)} must be a whole number from 1 to 100000")
     return number
@@ -94,9 +92,14 @@ def _text(text: object, what: str) -> str:
     return str(text)
 
 
+#: What other programs call our log levels.
+_LEVEL_WORDS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug", "text": "console"}
+
+
 def _choice(*allowed: str) -> Any:
     def read(text: object, what: str) -> str:
-        word = str(text).lower()
+        word = str(text).strip().lower()
+        word = _LEVEL_WORDS.get(word, word)
         if word not in allowed:
             raise ConfigurationError(f"{what}={word[:40]!r} must be one of {', '.join(allowed)}")
         return word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -10,6 +11,9 @@ from ..errors import ConfigurationError
 from .base import Backend
 
 BackendFactory = Callable[[str, Clock], Backend]
+
+#: Drivers take passwords as parameters too.
+_SECRET_PARAMETER = re.compile(r"([?&](?:password|passwd|pwd|token|secret)=)[^&#]*", re.IGNORECASE)
 
 _registered: dict[str, BackendFactory] = {}
 _memory_stores: dict[tuple[str, int], object] = {}
@@ -22,7 +26,10 @@ def register_backend(scheme: str, factory: BackendFactory) -> None:
 
 def open_backend(url: str, clock: Clock = SYSTEM_CLOCK) -> Backend:
     """Make the backend for `url`; its `open()` connects. Raises ConfigurationError for a URL that names none."""
-    scheme = urlsplit(url).scheme.lower()
+    try:
+        scheme = urlsplit(url).scheme.lower()
+    except ValueError:
+        raise ConfigurationError("the URL cannot be read; use sqlite:///FILE or memory://") from None
     if scheme in _registered:
         return _registered[scheme](url, clock)
     if scheme == "memory":
@@ -57,4 +64,5 @@ def redact(url: str) -> str:
         password = parts.password
     except ValueError:
         return "(a URL that cannot be read)"
-    return url.replace(f":{password}@", ":***@", 1) if password else url
+    shown = url.replace(f":{password}@", ":***@", 1) if password else url
+    return _SECRET_PARAMETER.sub(r"\1***", shown)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from .. import codec
 from .. import outcome as outcomes
 from ..app import Packhorse
 from ..context import Context
@@ -66,9 +67,14 @@ class Executors:
 
     async def in_process(self, task: Task[..., Any], ctx: Context) -> Any:
         """Run a handler in a child process. Told to stop, the child gets SIGTERM, half the grace time, then SIGKILL."""
+        ctx.hold_timeout()
         async with self._places:
             ctx.restart_timeout()
             idle = self._idle.setdefault(task.type, [])
+            while idle and idle[-1].is_gone():  # it died while it had nothing to do: no job's fault
+                gone = idle.pop()
+                self._alive.discard(gone)
+                await gone.end(0)
             child = idle.pop() if idle else await self._start_child(task)
             try:
                 done = await child.run(ctx)
@@ -82,7 +88,11 @@ class Executors:
                 raise outcomes.Ended(outcomes.crashed(how))
             idle.append(child)
         ctx.follow_ups.extend(done.follow_ups)
-        raise outcomes.Ended(done.outcome)
+        outcome = done.outcome
+        if outcome.kind is not outcomes.Kind.SUCCEEDED:
+            raise outcomes.Ended(outcome)
+        # As a value, so that middleware sees no error where there is none.
+        return None if outcome.result is None else codec.decode(outcome.result)
 
     async def _start_child(self, task: Task[..., Any]) -> HandlerChild:
         child = await HandlerChild.start()
@@ -139,6 +149,10 @@ class HandlerChild:
     def send(self, frame: ChildSetup | ChildJob) -> None:
         """Send without waiting."""
         self._writer.write(pack(frame))
+
+    def is_gone(self) -> bool:
+        """Answer whether the process has ended."""
+        return self._process.returncode is not None or self._reader.at_eof()
 
     async def run(self, ctx: Context) -> ChildDone | None:
         """Run the job of `ctx`; None if the process died."""

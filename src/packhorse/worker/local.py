@@ -61,7 +61,7 @@ class LocalWorker:
         """Work until cancelled, or with `burst=True` until nothing is left to do."""
         async with self:
             assert self.engine is not None
-            ends = [asyncio.ensure_future(self.engine.broken.wait())]
+            ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(self.engine.broken.wait())]
             if self.options.burst:
                 ends.append(asyncio.ensure_future(self.engine.exhausted()))
             try:

@@ -162,7 +162,15 @@ class Runner:
             # Not the current context: slots must not carry the variables of whoever fed the runner.
             slot = self._loop.create_task(self._slot(), context=self.base.copy())
             self._slots[slot] = None
-            slot.add_done_callback(self._slots.pop)
+            slot.add_done_callback(self._slot_ended)
+
+    def _slot_ended(self, slot: asyncio.Task[None]) -> None:
+        self._slots.pop(slot, None)
+        if not slot.cancelled() and slot.exception() is not None:
+            log.error("a slot failed; this is a bug", exc_info=slot.exception())
+        self._wake_slot()  # for the jobs it would have run
+        self._tell_quiet()
+        self._tell_room()
 
     async def _slot(self) -> None:
         slot = asyncio.current_task()
@@ -189,6 +197,8 @@ class Runner:
             if await self._run(job, received_ms, slot):
                 self._abandoned -= 1
                 return  # this slot was given up while its job would not stop; another took its place
+            if slot.cancelling():
+                return  # its handler cancelled the task it runs in, or the loop ends: the next job starts on another
             if boot_ms() >= slice_end_ms:
                 self._tell_room()
                 await asyncio.sleep(0)
@@ -271,7 +281,7 @@ class Runner:
         end_copy(self._forks)
         if run.timer is not None:
             run.timer.cancel()
-        while run.slot.cancelling():
+        if run.reason is not None:
             run.slot.uncancel()
         if run.abandoned:
             return True
@@ -318,10 +328,12 @@ class Runner:
     # ---- stopping runs ---------------------------------------------------------------------------------
 
     def _start_timer(self, run: Run) -> None:
-        """Count a run's time-out from now."""
+        """Count a run's time-out from now, unless it is held."""
         if run.reason is None and run.job.timeout_ms > 0:
             if run.timer is not None:
                 run.timer.cancel()
+            if run.ctx is not None and run.ctx.timeout_held:
+                return
             run.timer = self._loop.call_later(run.job.timeout_ms / 1000, self._stop_run, run, "timeout")
 
     def _stop_run(self, run: Run, reason: str) -> None:

@@ -17,7 +17,8 @@ import traceback
 import msgspec
 
 from ..app import Packhorse
-from ..errors import PackhorseError
+from ..backends.opening import redact
+from ..errors import ConfigurationError, PackhorseError
 from ..observe.logs import configure
 from .engine import Engine
 from .importing import import_app
@@ -71,6 +72,11 @@ class RunnerProcess:
             app.settings = msgspec.structs.replace(app.settings, url=setup.url)
         options = WorkerOptions.of(app.settings, **setup.overrides)
         backend = await app.backend()
+        if not backend.capabilities.shared:
+            raise ConfigurationError(
+                f"{redact(app.settings.url)} keeps jobs in one process, so no other could enqueue; "
+                "use sqlite:///FILE, or app.worker() inside your program"
+            )
         info = worker_info(app, options)
         info.id = setup.worker
         self.page.allowed_ms = 1
