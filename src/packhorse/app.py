@@ -7,7 +7,7 @@ import atexit
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
 from . import codec
 from .backends.base import BATCH_MAX, Backend, QueueCounts, Steered
@@ -71,6 +71,11 @@ class Packhorse:
 
     # ---- registering -----------------------------------------------------------------------------------
 
+    # A handler that asks for its context first is enqueued without it: callers never pass one.
+    @overload
+    def task(self, name: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, name: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
     @overload
     def task(self, name: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
     @overload
@@ -334,6 +339,10 @@ class Packhorse:
 class _Registrar:
     """The type of `@app.task(...)`: turns a function into a Task of the same parameters and result."""
 
+    @overload
+    def __call__(self, handler: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
     @overload
     def __call__(self, handler: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
     @overload

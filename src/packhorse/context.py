@@ -31,6 +31,8 @@ class Context:
         self._stop = threading.Event()
         self._note: Note | None = None
         self._restart: Callable[[], None] | None = None
+        #: Whether the run waits for a place, which its time-out does not count.
+        self.timeout_held = False
         self.follow_ups: list[JobSpec] = []
 
     @property
@@ -137,7 +139,14 @@ class Context:
         """Set what `restart_timeout` does."""
         self._restart = restart
 
+    def hold_timeout(self) -> None:
+        """Do not count the time-out until `restart_timeout`: the run only waits for a place."""
+        self.timeout_held = True
+        if self._restart is not None:
+            self._restart()
+
     def restart_timeout(self) -> None:
-        """Count the time-out from now: until here the run only waited for a place."""
+        """Count the time-out from now."""
+        self.timeout_held = False
         if self._restart is not None:
             self._restart()

@@ -60,8 +60,8 @@ class Task(Generic[P, R]):
         """Sort the handler's parameters into those from the payload and those that the app provides."""
         self.arguments = Arguments(self.handler, self.app.injectable)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Call the function itself, now and here."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function itself, now and here, with its context if it asks for one."""
         return self.handler(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -108,7 +108,9 @@ class Using(Generic[P, R]):
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec:
         """Make a job without storing it."""
         task = self._task
-        return task.app.make_spec(task.type, task.arguments.bind(args, kwargs), over_defaults(task.defaults, self._fields))
+        return task.app.make_spec(
+            task.type, task.arguments.bind(args, kwargs), over_defaults(task.defaults, self._fields)
+        )
 
 
 def _first_line(handler: Callable[..., Any]) -> str:

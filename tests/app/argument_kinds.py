@@ -55,7 +55,7 @@ class Model:
     @classmethod
     def model_validate(cls, value: Any) -> Model:
         if not isinstance(value, dict) or not isinstance(value.get("size"), int):
-            raise ValueError("size: a whole number is required")
+            raise ValueError("size: a whole number is required")  # noqa: TRY004  # as pydantic does
         return cls(**value)
 
     def model_dump(self, mode: str = "python") -> dict[str, Any]:

@@ -246,7 +246,7 @@ def test_an_open_that_failed_is_tried_again_by_the_next_call():
 
 
 def test_handlers_enqueue_in_their_own_way(app):
-    """An async handler awaits, a blocking one blocks: both get their job stored at once, whatever becomes of the run."""
+    """An async handler awaits, a blocking one blocks: either job is stored at once, whatever becomes of the run."""
 
     @app.task
     async def child(by: str) -> None: ...
@@ -338,7 +338,7 @@ def test_a_hook_that_forgets_to_answer_is_told(app):
     def forgetful(spec: JobSpec) -> JobSpec:  # type: ignore[return]
         pass
 
-    with pytest.raises(ConfigurationError, match="forgetful.*must answer a JobSpec"):
+    with pytest.raises(ConfigurationError, match=r"forgetful.*must answer a JobSpec"):
         app.enqueue("a")
 
 

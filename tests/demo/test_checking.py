@@ -160,7 +160,16 @@ def test_an_outbox_that_is_gone(world: World) -> None:
     assert world.broken() == ["each notification in the outbox once"]
 
 
-def test_a_search_without_an_answer(world: World) -> None:
-    world.index(lambda index: index.put([Document("a.py", "nothing"), Document("b.py", "nothing")]))
+def test_in_a_small_index_the_commonest_word_is_searched_for(world: World) -> None:
+    findings = check_all(world.ledger, world.directory, max_attempts=3)
 
-    assert world.broken() == ["the index answers a search"]
+    assert (findings.query, [hit.path for hit in findings.hits]) == ("py", ["a.py", "b.py"])  # paths count too
+
+
+def test_a_search_without_an_answer(world: World) -> None:
+    world.index(lambda index: [index.remove(path) for path in index.paths()])
+
+    assert world.broken() == [
+        "the index holds exactly the documents whose jobs succeeded",
+        "the index answers a search",
+    ]

@@ -12,6 +12,7 @@ from packhorse.backends.bells import Bell
 from packhorse.backends.memory import MemoryBackend
 from packhorse.errors import Unavailable
 from packhorse.job import Claimed, State
+from packhorse.retry import _park
 from packhorse.testing.simulator import pause
 from packhorse.worker.claimer import Claimer
 from packhorse.worker.engine import Engine
@@ -98,12 +99,8 @@ class ClaimsInTwoSteps(MemoryBackend):
             job.attempt += 1
             job.started_at_ms = now_ms
             self.store.held[worker].add(job.id)
-            claimed.append(
-                Claimed(
-                    job.id, job.token, job.type, job.payload, job.attempt, job.max_attempts, job.timeout_ms, job.queue,
-                    job.priority, job.created_at_ms, job.due_at_ms, job.parked_at_ms,
-                )  # fmt: skip
-            )
+            given = {name: getattr(job, name) for name in Claimed.__struct_fields__ if name != "ready_at_ms"}
+            claimed.append(Claimed(**given, ready_at_ms=job.due_at_ms))
         return claimed
 
     def _paused(self, queue: str) -> bool:
@@ -221,8 +218,20 @@ def starts_after_the_lease_lapsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measures_the_lease_from_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease counts from when the answer came, as if calls took no time."""
-    renewed = Lease.renewed
-    monkeypatch.setattr(Lease, "renewed", lambda self, sent_ms: renewed(self, self._clock.boot_ms()))
+
+    def renewed(self, sent_ms: int) -> None:
+        self._from_ms = self._clock.boot_ms()
+
+    monkeypatch.setattr(Lease, "renewed", renewed)
+
+
+def revives_old_claims_with_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim renews a lease that had run out, and what was claimed before is believed to be covered by it."""
+
+    def renewed(self, sent_ms: int) -> None:
+        self._from_ms = max(self._from_ms, sent_ms)
+
+    monkeypatch.setattr(Lease, "renewed", renewed)
 
 
 def measures_the_lease_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +331,38 @@ def _reraise(self, run, error: BaseException):
     raise RuntimeError("the slot is gone") from error
 
 
+def parks_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a job was parked is told by comparing the store's instants with this machine's clock."""
+
+    def park(job: Claimed, outcome, now_ms: int, park_ms: int) -> Settlement:
+        return _park(msgspec.structs.replace(job, ready_at_ms=now_ms), outcome, now_ms, park_ms)
+
+    monkeypatch.setattr("packhorse.retry._park", park)
+
+
+def gives_back_what_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ignored its stop is taken for a claim whose reply was lost."""
+
+    def known(self) -> set[tuple[str, str]]:
+        left, self._left_running = self._left_running, set()
+        try:
+            return known_before(self)
+        finally:
+            self._left_running = left
+
+    known_before = Runner.known
+    monkeypatch.setattr(Runner, "known", known)
+
+
+def forgets_orphans_at_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim whose reply was lost just before the stop lapses, and costs an attempt."""
+
+    async def nothing(self) -> None:
+        pass
+
+    monkeypatch.setattr(Engine, "_release_orphans", nothing)
+
+
 def leaks_a_task_for_each_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stop leaves a task behind that waits for ever."""
     stop = Engine.stop
@@ -337,5 +378,6 @@ WORKERS = [
     starts_after_the_lease_lapsed, measures_the_lease_from_the_reply, measures_the_lease_on_the_wall_clock,
     drops_a_batch_whose_reply_is_lost, forgets_claims_whose_reply_is_lost, does_not_release_at_a_stop,
     drops_a_claim_at_a_stop, starts_what_the_heartbeat_said_is_lost, relies_on_bells, beats_too_seldom,
-    lets_a_handler_stop_the_loop, leaks_a_task_for_each_stop,
+    lets_a_handler_stop_the_loop, leaks_a_task_for_each_stop, revives_old_claims_with_a_new_one, parks_by_its_own_clock,
+    gives_back_what_still_runs, forgets_orphans_at_a_stop,
 ]  # fmt: skip

@@ -114,7 +114,8 @@ def test_a_full_disk_harms_only_the_calls_that_need_room(tmp_path: Path) -> None
             other = shell(tmp_path / "a.db")
             other.execute("BEGIN IMMEDIATE")
             tasks = [
-                asyncio.create_task(backend.enqueue(specs)) for specs in (new(), new(500, payload=b"x" * 900), new())
+                asyncio.create_task(backend.enqueue(specs))
+                for specs in (new(), [*new(3), *new(1, payload=b"x" * 200_000)], new())
             ]
             await asyncio.sleep(0.01)
             other.execute("ROLLBACK")
@@ -297,7 +298,11 @@ child = os.fork()
 if child == 0:
     asyncio.run(in_child())
     del backend
-    gc.collect()  # and then the interpreter ends as it always does, freeing all it can
+    gc.collect()
+    if os.path.isdir("/proc/self/fd"):
+        held = [os.path.realpath("/proc/self/fd/" + fd) for fd in os.listdir("/proc/self/fd")]
+        assert os.path.realpath(sys.argv[1]) in held, "the child closed the connection"
+    # and then the interpreter ends as it always does, freeing all it can
 else:
     assert os.waitpid(child, 0)[1] == 0, "the child failed"
     asyncio.run(after())

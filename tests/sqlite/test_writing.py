@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from packhorse.backends.base import Enqueued, Keep, Note, Settlement, Verdict, WorkerInfo
-from packhorse.backends.sqlite import SQLiteBackend
+from packhorse.backends.sqlite import SQLiteBackend, rows
 from packhorse.backends.sqlite import engine as engine_module
+from packhorse.backends.sqlite.ops import Op, Transaction
 from packhorse.backends.sqlite.rows import INLINE_BYTES
 from packhorse.clock import ManualClock
 from packhorse.errors import UniqueConflict
@@ -264,6 +265,28 @@ def test_a_follow_up_may_take_the_key_that_its_parent_frees(tmp_path: Path) -> N
             follow_up = new(unique=unique("k"))
             assert await backend.settle([succeeded(job, follow_ups=tuple(follow_up))]) == [Verdict.APPLIED]
             assert [one.id for one in await _claim(backend)] == [follow_up[0].id]
+
+    run(main())
+
+
+def test_a_move_checks_state_and_token_in_the_statement_that_writes(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "a.db") as backend:
+            await backend.enqueue(new(2))
+            jobs = await _claim(backend)
+
+            def move(tx: Transaction, wrong: tuple[int, int]) -> None:
+                found = rows.load_by_id(tx.db, [job.id for job in jobs])
+                for row in found.values():
+                    row.let_go()
+                    row.was_state, row.was_token = wrong
+                rows.save(tx, found.values())
+
+            token = int(jobs[0].token)
+            for wrong in ((rows.RUNNING, token + 1), (rows.PENDING, token)):
+                with pytest.raises(AssertionError, match="0 of 2 rows"):
+                    await backend._engine.post(Op(move, wrong))
+            assert await backend.settle([succeeded(job) for job in jobs]) == [Verdict.APPLIED] * 2
 
     run(main())
 

@@ -264,7 +264,7 @@ def test_a_traceback_tells_where_without_secrets_and_without_our_own_frames():
     for text in (plain, chained, group, recursion):
         assert "hunter2-canary" not in text.replace('password = "hunter2-canary"', "")
         assert text.startswith(("Traceback", "KeyError"))
-        assert os.path.join("packhorse", "worker") not in text
+        assert f"packhorse{os.sep}worker" not in text
     assert 'raise ValueError("boom")' in plain
     assert plain.endswith("ValueError: boom")
     assert "'the first'" in chained
@@ -296,7 +296,7 @@ def test_a_module_that_is_only_called_alike_is_not_ours():
 CONTROLS: dict[str, tuple[Any, State, int, bool]] = {
     # how: (raised, state, attempt afterwards, whether an error is recorded)
     "retry later": (lambda: Retry("1h", reason="busy"), State.SCHEDULED, 1, True),
-    "retry by backoff": (lambda: Retry(), State.SCHEDULED, 1, True),
+    "retry by backoff": (Retry, State.SCHEDULED, 1, True),
     "snooze": (lambda: Snooze("1h"), State.SCHEDULED, 0, False),
     "fail": (lambda: Fail("for good"), State.FAILED, 1, True),
     "cancel": (lambda: Cancel("not needed"), State.CANCELLED, 1, True),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -11,10 +13,10 @@ from typing import Any
 import pytest
 from process_jobs import add as add_in_process
 from process_jobs import app as process_app
+from process_jobs import fail_with_follow_up
 from process_jobs import pid as pid_in_process
 from process_jobs import sleep as sleep_in_process
 from process_jobs import tell as tell_in_process
-from process_jobs import fail_with_follow_up
 from working import ended, new_app, until, work
 
 from packhorse import Cancel, Context, State
@@ -216,10 +218,9 @@ def test_b30_a_run_that_ignores_its_stop_loses_its_slot(executor, asked):
             assert await (await quick.aenqueue()).aresult(5) == "quick"
             assert len(worker.engine.runner._slots) <= 2
         await app.aclose()
-        return record, await_again
+        return record
 
-    await_again = None
-    record, _ = work(scenario)
+    record = work(scenario)
     assert record.state is (State.FAILED if asked == "timeout" else State.CANCELLED)
     assert "ignored its stop for 0.1 s" in record.errors[-1].message
 
@@ -318,6 +319,24 @@ def test_time_outs_and_groups_inside_a_handler_work_as_anywhere():
     assert work(scenario) == [["timed out inside", "one of many"]] * 2
 
 
+def test_a_loop_that_ends_without_stopping_its_worker_ends_all_the_same():
+    app = new_app()
+
+    @app.task
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    async def forgetful():
+        worker = app.worker()
+        await worker.start()
+        await slow.aenqueue()
+        await until(lambda: worker.engine.runner.busy == 1)
+
+    asyncio.run(asyncio.wait_for(forgetful(), 10))
+    assert app.counts()["default"].states == {State.RUNNING: 1}  # it lapses
+    app.close()
+
+
 async def _raise(error: Exception) -> None:
     raise error
 
@@ -329,6 +348,8 @@ def test_a_child_unwinds_at_its_time_out_or_is_killed(tmp_path):
     async def scenario():
         polite, stubborn = tmp_path / "polite", tmp_path / "stubborn"
         async with process_app.worker(concurrency=2, stop_grace_ms=600):
+            warm = [await sleep_in_process.aenqueue(0.1, str(tmp_path / "warm")) for _ in range(2)]
+            assert [await job.aresult(20) for job in warm] == ["slept"] * 2  # two children are up
             first = await sleep_in_process.using(timeout="400ms").aenqueue(60, str(polite))
             second = await sleep_in_process.using(timeout="400ms").aenqueue(60, str(stubborn), stubborn=True)
             records = [await ended(process_app, first), await ended(process_app, second)]
@@ -363,12 +384,14 @@ def test_waiting_for_a_place_is_not_running(tmp_path, monkeypatch):
     async def scenario():
         marks = tmp_path / "marks"
         async with process_app.worker(concurrency=10):
-            made = [await sleep_in_process.using(timeout="1s").aenqueue(0.5, str(marks)) for _ in range(6)]
+            warm = [await sleep_in_process.aenqueue(0.1, str(marks)) for _ in range(2)]
+            assert [await job.aresult(20) for job in warm] == ["slept"] * 2  # two children are up
+            made = [await sleep_in_process.using(timeout="1s").aenqueue(0.4, str(marks)) for _ in range(8)]
             values = [await job.aresult(20) for job in made]
         await process_app.aclose()
         return values
 
-    assert work(scenario) == ["slept"] * 6
+    assert work(scenario) == ["slept"] * 8
 
 
 def test_progress_and_follow_ups_of_a_child_arrive():
@@ -394,6 +417,24 @@ def test_a_child_serves_many_jobs():
         return pids
 
     assert len(work(scenario)) == 1
+
+
+def test_a_child_that_died_while_idle_costs_no_attempt():
+    async def scenario():
+        async with process_app.worker(concurrency=1) as worker:
+            first = await (await pid_in_process.aenqueue()).aresult(20)
+            os.kill(first, signal.SIGKILL)
+            (child,) = worker.engine.executors._alive
+            await until(child.is_gone)
+            job = await pid_in_process.aenqueue()
+            second = await job.aresult(20)
+            record = await job.arecord()
+        await process_app.aclose()
+        return first, second, record.attempt
+
+    first, second, attempt = work(scenario)
+    assert first != second
+    assert attempt == 1
 
 
 def test_a_middleware_sees_the_result_of_a_child_as_a_value():

@@ -1,4 +1,4 @@
-"""What the tests of the worker share: an event loop that must end clean, conditions to wait for, backends with faults."""
+"""What the tests of the worker share: a loop that must end clean, conditions to wait for, backends with faults."""
 
 from __future__ import annotations
 

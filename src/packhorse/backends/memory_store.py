@@ -83,6 +83,7 @@ class MemoryStore:
     # Each of these is one move; the caller holds the lock.
 
     def make_ready(self, job: StoredJob, at_ms: int) -> None:
+        """Make a job pending since `at_ms`, in its queue's lane."""
         job.state = State.PENDING
         job.due_at_ms = at_ms
         place = job.place = (rank(at_ms, job.priority), job.seq, next(self.pushes))
@@ -92,18 +93,21 @@ class MemoryStore:
         ready.push((*place, job))
 
     def make_due(self, job: StoredJob, due_at_ms: int) -> None:
+        """Make a job scheduled for `due_at_ms`."""
         job.state = State.SCHEDULED
         job.due_at_ms = due_at_ms
         place = job.place = (due_at_ms, job.seq, next(self.pushes))
         heapq.heappush(self.due, (*place, job))
 
     def start_over(self, job: StoredJob, delay_ms: int, now_ms: int) -> None:
+        """Make a job scheduled, or pending where there is no delay."""
         if delay_ms > 0:
             self.make_due(job, now_ms + delay_ms)
         else:
             self.make_ready(job, now_ms)
 
     def end(self, job: StoredJob, state: State, now_ms: int) -> None:
+        """End a job in a terminal `state`; its unique key is free."""
         job.state = state
         job.finished_at_ms = now_ms
         job.place = (0, 0, 0)  # voids its entries in the heaps, so that `next_due_ms` forgets it
@@ -112,6 +116,7 @@ class MemoryStore:
             self.free_unique(job)
 
     def free_unique(self, job: StoredJob) -> None:
+        """Let go of a job's unique key, if it still holds it."""
         assert job.unique is not None
         slot = (job.queue, job.unique)
         if self.unique.get(slot) == job.id:
@@ -127,6 +132,7 @@ class MemoryStore:
         job.worker = None
 
     def add(self, spec: JobSpec, now_ms: int) -> Enqueued:
+        """Store a job unless its id or its unique key is there already."""
         if spec.id in self.jobs:
             return Enqueued(spec.id, False)
         if spec.unique is not None:
@@ -162,6 +168,7 @@ class MemoryStore:
         return Enqueued(spec.id, True)
 
     def lapse(self, job: StoredJob, reason: str, now_ms: int) -> None:
+        """Take a running job from a lost worker: it starts over, or ends with its last attempt."""
         job.errors = add_error(
             job.errors, JobError(attempt=job.attempt, at_ms=now_ms, kind="LeaseLapsed", message=reason)
         )

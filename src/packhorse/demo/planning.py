@@ -69,7 +69,7 @@ class Plan(msgspec.Struct, kw_only=True):
 
 
 def find_documents(root: Path) -> list[str]:
-    """List the Python sources and texts below `root`, relative to it, without installed packages."""
+    """List the Python sources and texts below `root`, relative to it, without installed packages and empty files."""
     found: list[str] = []
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if name not in {"site-packages", "dist-packages", "__pycache__"})
@@ -82,7 +82,7 @@ def find_documents(root: Path) -> list[str]:
 
 def _fits(path: Path) -> bool:
     try:
-        return path.is_file() and path.stat().st_size <= DOCUMENT_BYTES_MAX and str(path).isprintable()
+        return path.is_file() and 0 < path.stat().st_size <= DOCUMENT_BYTES_MAX and str(path).isprintable()
     except OSError:
         return False
 

@@ -172,6 +172,11 @@ class TextIndex:
             ).fetchall()
         return Summary(documents, size, lines, longest, [Word(*row) for row in words])
 
+    def commonest(self) -> str:
+        """Answer the most frequent word of all documents; empty if they hold none."""
+        found = self._connection.execute("SELECT term FROM vocabulary ORDER BY cnt DESC, term LIMIT 1").fetchone()
+        return str(found[0]) if found is not None else ""
+
     def check(self) -> str | None:
         """Answer what is wrong with the index; None if its two halves agree and it is sound."""
         try:

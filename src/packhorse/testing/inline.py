@@ -45,7 +45,8 @@ def stored(app: Packhorse) -> Iterator[Packhorse]:
 def inline(app: Packhorse) -> Iterator[Packhorse]:
     """Run every job right when it is enqueued, through the real worker, on a fresh memory store.
 
-    A job that is delayed or to be retried later waits for `drain`. A failed job is in state `failed`; nothing is raised.
+    A job that is delayed or to be retried later waits for `drain`. A failed job is in state `failed`: nothing is
+    raised.
     """
     with stored(app):
         app._after_enqueue = lambda: _run_pending(app)  # noqa: SLF001  # the test kit is part of the app

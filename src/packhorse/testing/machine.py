@@ -207,16 +207,21 @@ class BackendMachine(RuleBasedStateMachine):
         expected = self.model.settle(settlement, self.now_ms)
         assert self.run(self.backend.settle([settlement])) == [expected]
 
-    @rule(state=st.sampled_from((State.SUCCEEDED, State.PENDING, State.FAILED)), worker=_workers)
-    def settle_all(self, state: State, worker: str) -> None:
-        """End everything a worker holds in one call, and the first of it once more."""
+    @rule(
+        state=st.sampled_from((State.SUCCEEDED, State.SUCCEEDED, State.PENDING, State.FAILED)),
+        worker=_workers,
+        results=st.booleans(),
+        twice=st.booleans(),
+    )
+    def settle_all(self, state: State, worker: str, results: bool, twice: bool) -> None:
+        """End everything a worker holds in one call, perhaps the first of it twice."""
         self.have_running(worker)
         jobs = self.model.running(worker)
         if state is State.PENDING:
             jobs = [job for job in jobs if job.attempt < job.max_attempts]
         settlements = [
-            Settlement(id=job.spec.id, token=job.token or "", state=state, result=b"{}" if job.seq % 2 else None)
-            for job in [*jobs, *jobs[:1]]
+            Settlement(id=job.spec.id, token=job.token or "", state=state, result=b"{}" if results else None)
+            for job in [*jobs, *(jobs[:1] if twice else [])]
         ]
         expected = [self.model.settle(settlement, self.now_ms) for settlement in settlements]
         assert self.run(self.backend.settle(settlements)) == expected

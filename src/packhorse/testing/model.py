@@ -55,6 +55,7 @@ class ModelJob(msgspec.Struct):
 
     @property
     def unique(self) -> str | None:
+        """The unique key, while the job lives."""
         return self.spec.unique.key if self.spec.unique is not None else None
 
     @property

@@ -47,7 +47,7 @@ class Claimer:
         self._chance = chance
         self._rate_per_ms = 0.0
         self._measured_ms = clock.boot_ms()
-        self._measured_started = 0
+        self._measured_ended = 0
         self.claims = 0
         #: When the claim now on its way was sent (boot clock); None while there is none.
         self.claiming_since_ms: int | None = None
@@ -63,6 +63,8 @@ class Claimer:
                     while True:
                         await self._settler.room.wait()
                         await self._runner.has_room(self._wanted)
+                        if not self._settler.room.is_set():
+                            continue  # it filled up while there was no room here
                         if await self._claim():
                             pause_s = _PAUSE_S_MIN
                             continue
@@ -113,12 +115,16 @@ class Claimer:
         elapsed_ms = now_ms - self._measured_ms
         if elapsed_ms < 20:
             return
-        started = self._runner.started
-        rate = (started - self._measured_started) / elapsed_ms
-        # A rise counts at once, a fall by half each time: a pause in the work is not a slower handler.
-        self._rate_per_ms = max(rate, (self._rate_per_ms + rate) / 2)
+        # Ends, not starts: how fast the slots fill up says nothing about how fast they get free again.
+        ended = self._runner.ended
+        rate = (ended - self._measured_ended) / elapsed_ms
+        if ended == self._measured_ended and elapsed_ms >= AHEAD_MS and not self._runner.free_slots:
+            self._rate_per_ms = 0.0  # every slot is taken by a slow job: what was fast before does not count
+        else:
+            # A rise counts at once, a fall by half each time: a pause in the work is not a slower handler.
+            self._rate_per_ms = max(rate, (self._rate_per_ms + rate) / 2)
         self._measured_ms = now_ms
-        self._measured_started = started
+        self._measured_ended = ended
 
     async def _nothing_left(self) -> bool:
         """Wait for what was started, then answer whether these queues have nothing that may be claimed."""

@@ -119,14 +119,17 @@ class Engine:
         Runs still going after `grace_ms` are told to stop and released; what ignores that lapses with the worker.
         """
         grace_ms = self.options.shutdown_timeout_ms if grace_ms is None else grace_ms
-        await self._stop_claiming()
-        self.runner.release_unstarted()
-        if not await self.runner.quiet(grace_ms):
-            log.warning("%d jobs still run after the grace time; they are stopped", self.runner.busy)
-            self.runner.stop_all("shutdown")
-            await self.runner.quiet(self.options.stop_grace_ms + 100)
-        await self._settle_rest()
-        await self.close()
+        try:
+            self.runner.stop_starting()
+            await self._stop_claiming()
+            self.runner.release_unstarted()
+            if not await self.runner.quiet(grace_ms):
+                log.warning("%d jobs still run after the grace time; they are stopped", self.runner.busy)
+                self.runner.stop_all("shutdown")
+                await self.runner.quiet(self.options.stop_grace_ms + 100)
+            await self._settle_rest()
+        finally:
+            await self.close()
 
     def hurry(self) -> None:
         """Stop now: tell every run to stop; what is done is still settled."""

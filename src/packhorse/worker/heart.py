@@ -75,6 +75,11 @@ class Heart:
         """Renew the lease now. Raises Unavailable."""
         sent_ms = self._clock.boot_ms()
         self._info.busy = self._runner.busy
-        pulse = await self._backend.heartbeat(self._info, self._lease.lease_ms, self._runner.take_notes())
+        notes = self._runner.take_notes()
+        try:
+            pulse = await self._backend.heartbeat(self._info, self._lease.lease_ms, notes)
+        except PackhorseError:
+            self._runner.keep_notes(notes)
+            raise
         self._lease.renewed(sent_ms)
         self._on_pulse(pulse.held, pulse.cancel, sent_ms)

@@ -26,7 +26,7 @@ class LocalWorker:
         self,
         app: Packhorse,
         *,
-        queues: tuple[str, ...] | list[str] | None = None,
+        queues: tuple[str, ...] | list[str] | str | None = None,
         concurrency: int | None = None,
         lease: float | str | None = None,
         shutdown_timeout: float | str | None = None,
@@ -36,7 +36,7 @@ class LocalWorker:
         self.app = app
         self.options = WorkerOptions.of(
             app.settings,
-            queues=tuple(queues) if queues is not None else None,
+            queues=(queues,) if isinstance(queues, str) else tuple(queues) if queues is not None else None,
             concurrency=concurrency,
             lease_ms=None if lease is None else duration_ms(lease, "lease"),
             shutdown_timeout_ms=None if shutdown_timeout is None else duration_ms(shutdown_timeout, "shutdown_timeout"),
@@ -54,8 +54,10 @@ class LocalWorker:
     async def stop(self) -> None:
         """Stop claiming, finish what runs, settle."""
         if self.engine is not None:
-            await self.engine.stop()
-            self.engine = None
+            try:
+                await self.engine.stop()
+            finally:
+                self.engine = None
 
     async def run(self) -> None:
         """Work until cancelled, or with `burst=True` until nothing is left to do."""

@@ -36,6 +36,8 @@ log = logging.getLogger("packhorse.runner")
 _SLICE_MS = 2
 #: How often a run waits for a renewal that fails, before it looks again.
 _RENEW_PAUSE_S = 0.2
+#: Unstarted jobs are given back when no slot got free for this long: another worker may have room (FAILURES B16).
+_STUCK_MS = 200
 _NO_BACKOFF = Backoff()
 
 
@@ -90,6 +92,8 @@ class Runner:
         self._abandoned = 0
         self._stepping = 0
         self._stopped = False
+        self._draining = False
+        self._stuck_timer: asyncio.TimerHandle | None = None
         self._forks = forks()
         self._room_waiter: asyncio.Future[None] | None = None
         self._room_wanted: Callable[[], int] | None = None
@@ -151,7 +155,7 @@ class Runner:
 
     def _wake_slot(self) -> None:
         """Get one more slot going if there is a job for it: each job that waits hands the baton on."""
-        if not self._ready or self._stopped:
+        if not self._ready or self._stopped or self._draining:
             return
         while self._idle:
             waiter = self._idle.pop()
@@ -178,7 +182,7 @@ class Runner:
         boot_ms = self._clock.boot_ms
         slice_end_ms = boot_ms() + _SLICE_MS
         while not self._stopped:
-            if not self._ready:
+            if not self._ready or self._draining:
                 self._tell_quiet()
                 self._tell_room()
                 waiter = self._loop.create_future()
@@ -188,7 +192,7 @@ class Runner:
                 continue
             if not self._lease.fresh() and not await self._renewed():
                 continue
-            if not self._ready:
+            if not self._ready or self._draining:
                 continue
             received_ms, ours_ms, job = self._ready.popleft()
             if ours_ms < self._lease.unbroken_since_ms:
@@ -272,6 +276,8 @@ class Runner:
             run.ctx.on_restart(lambda: self._start_timer(run))
         self._wake_slot()
         self._tell_room()
+        if self._ready and self._stuck_timer is None:
+            self._watch_stuck()
         try:
             value = await rest
         except BaseException as error:  # whatever a handler raises is about its job, SystemExit too
@@ -368,6 +374,20 @@ class Runner:
         if self._on_tainted is not None:
             self._on_tainted(f"job {job.id} ({job.type}) could not be stopped")
 
+    def _watch_stuck(self) -> None:
+        self._stuck_timer = self._loop.call_later(_STUCK_MS / 1000, self._give_back_stuck, self.started)
+
+    def _give_back_stuck(self, started_before: int) -> None:
+        """Give back what was claimed ahead of jobs that turned out to be slow."""
+        self._stuck_timer = None
+        if not self._ready or self.free_slots or self._stopped:
+            return
+        if self.started != started_before:
+            self._watch_stuck()
+            return
+        self.release_unstarted()
+        self._tell_room()
+
     def apply_pulse(self, held: Mapping[str, str], cancel: Collection[str], sent_ms: int) -> None:
         """Learn from a heartbeat sent at `sent_ms`: what is not in `held` was lost, what is in `cancel` must stop."""
         for run in list(self._runs):
@@ -408,10 +428,22 @@ class Runner:
         notes = [run.ctx.take_note() for run in runs[:BATCH_MAX] if run.ctx is not None]
         return [note for note in notes if note is not None]
 
+    def keep_notes(self, notes: Sequence[Note]) -> None:
+        """Take back notes that could not be told, unless there is newer progress."""
+        untold = {(note.id, note.token): note for note in notes}
+        for run in self._runs:
+            note = untold.get((run.job.id, run.job.token))
+            if note is not None and run.ctx is not None and not run.ctx.has_note:
+                run.ctx.keep_note(note)
+
     def longest_timeout_ms(self) -> int:
         """Answer the longest time-out of the jobs that run now; 0 when one has none."""
         timeouts = [run.job.timeout_ms for run in self._runs]
         return 0 if not all(timeouts) else max(timeouts, default=1)
+
+    def stop_starting(self) -> None:
+        """Start nothing from now on, whatever is fed: it is to be released."""
+        self._draining = True
 
     def release_unstarted(self) -> int:
         """Give back what was claimed and not started; it costs no attempt."""
@@ -440,6 +472,8 @@ class Runner:
     def close(self) -> None:
         """End the slots."""
         self._stopped = True
+        if self._stuck_timer is not None:
+            self._stuck_timer.cancel()
         for slot in list(self._slots):
             slot.cancel()
 

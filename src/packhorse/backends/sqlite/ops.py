@@ -76,6 +76,7 @@ class Call:
 
 
 def outcome_of(action: Callable[[], Any]) -> Any:
+    """Answer what `action` answers, or the error it raises, as a value."""
     try:
         return action()
     except Exception as error:  # it belongs to the caller

@@ -48,10 +48,12 @@ def numbers(values: Iterable[int]) -> str:
 
 
 def read_tags(text: str | None) -> tuple[str, ...]:
+    """Read the column `tags`."""
     return () if text is None else _tags_from_json(text)
 
 
 def read_meta(text: str | None) -> dict[str, str] | None:
+    """Read the column `meta`."""
     return None if text is None else _meta_from_json(text)
 
 

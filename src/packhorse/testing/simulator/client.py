@@ -66,9 +66,13 @@ class Client:
         await steering
 
     async def resume_all(self) -> None:
-        """Resume every queue."""
-        changes = [QueueChange(queue=queue, paused=False) for queue in self._queues]
-        await self._insist(self._backend.queues, changes)
+        """Resume every queue that is paused; a resume rings bells, so none that is not."""
+        while changes := [
+            QueueChange(queue=name, paused=False)
+            for name, queue in (await self._insist(self._backend.queues, [])).items()
+            if queue.paused
+        ]:
+            await self._insist(self._backend.queues, changes)
 
     async def _insist(self, call: Callable[[A], Awaitable[T]], argument: A) -> T:
         while True:

@@ -100,6 +100,7 @@ class Ledger:
         say: Callable[[str, str], None],
         excuses: Excuses,
         park_ms: int,
+        concurrency: int,
     ) -> None:
         self.jobs: dict[str, Entry] = {}
         self.lease_end_ms: dict[str, int] = {}
@@ -111,6 +112,8 @@ class Ledger:
         self._say = say
         self._excuses = excuses
         self._park_ms = park_ms
+        self._concurrency = concurrency
+        self._active: dict[str, set[Run]] = {}  # by worker
         self._runs = 0
         self._wanted: dict[str, Run] = {}  # ids of follow-ups → the run that asked for them
 
@@ -241,6 +244,8 @@ class Ledger:
         elif item.refund and item.state is State.PENDING and run.started_ms is not None and run.error != "Snooze":
             if not self._excuses.stopping(run.worker):
                 raise Violation(f"{name} was given back after its handler had started, and nobody was stopping")
+            if run.ended_ms is None:
+                raise Violation(f"{name} was given back while its handler still runs")
             self.count("released after its start")
         elif item.refund and item.state is State.PENDING:
             self.count("released unstarted")
@@ -383,6 +388,11 @@ class Ledger:
             raise Violation(f"{worker} started {name} while the job is {entry.state} under token {entry.token}")
         run.started_ms = self._now_ms()
         self.count("start")
+        if not entry.kind.startswith("deaf"):  # their slots are taken back while they go on
+            active = self._active.setdefault(worker, set())
+            active.add(run)
+            if len(active) > self._concurrency:
+                raise Violation(f"{worker} runs {len(active)} handlers at once; {self._concurrency} are allowed")
         return run
 
     def nth(self, run: Run) -> int:
@@ -393,6 +403,7 @@ class Ledger:
         """Note that a handler ended with a value, or by an error of that name."""
         run.ended_ms = self._now_ms()
         run.value, run.error = value, error
+        self._active.get(run.worker, set()).discard(run)
         self._say(run.worker, f"end {run.entry.label}#{run.token} {error or 'ok'}")
 
     def wants(self, run: Run, follow_up: str) -> None:

@@ -130,6 +130,8 @@ class Machine:
         self.clock = SimClock(kernel)
         self.life: Life | None = None
         self.lives: list[Life] = []
+        #: The world comes to its end: nothing is started any more.
+        self.retired = False
         self._wanted = False
         self._chance = chance
         self._stages = stages
@@ -147,6 +149,8 @@ class Machine:
 
     def start(self) -> None:
         """Start a worker process, as soon as none runs."""
+        if self.retired:
+            return
         self._wanted = True
         if self.life is None:
             worker = f"{self.name}.{len(self.lives) + 1}"

@@ -78,6 +78,15 @@ class Call:
         self.lost_reply = False
 
 
+class Ambush(msgspec.Struct, frozen=True):
+    """A fault that strikes at one point of one call: when a process has sent it, or when the store has done it."""
+
+    wire: Wire
+    verb: str
+    phase: str  # "sent" or "done"
+    strike: Callable[[], object]
+
+
 #: Told of every call that was done: verb, arguments, answer, and who called.
 Witness = Callable[["Wire", str, tuple[Any, ...], Any], None]
 
@@ -97,6 +106,7 @@ class Network:
         self.say = say
         self._witness = witness
         self._epoch = 0
+        self._ambushes: list[Ambush] = []
         server.store.bells = _Relay(self)
 
     def connect(self, loop: SimLoop) -> Wire:
@@ -118,6 +128,18 @@ class Network:
         for wire in self.wires:
             wire.excuse(self.loop.local_us() + CALL_TIMEOUT_MS * US_PER_MS)
 
+    def lie_in_wait(self, ambush: Ambush) -> None:
+        """Strike at the next such call."""
+        self._ambushes.append(ambush)
+
+    def _spring(self, call: Call, phase: str) -> None:
+        for ambush in self._ambushes:
+            if ambush.wire is call.wire and ambush.verb == call.verb and ambush.phase == phase:
+                self._ambushes.remove(ambush)
+                self.count(f"ambush: {call.verb} {phase}")
+                ambush.strike()
+                return
+
     def count(self, fault: str) -> None:
         """Note that a fault struck."""
         self.faults[fault] = self.faults.get(fault, 0) + 1
@@ -134,6 +156,8 @@ class Network:
         if lost or call.lost_reply:
             self.count("request lost" if lost else "reply lost")
             wire.excuse(self.loop.local_us() + delay_us + CALL_TIMEOUT_MS * US_PER_MS)
+        if self._ambushes:
+            self._spring(call, "sent")
         if not lost:
             self.loop.call_in(delay_us, self._arrive, call)
         elif chance.happens(0.5):  # refused at once; otherwise nothing is heard and the caller times out
@@ -167,6 +191,8 @@ class Network:
     def _done(self, call: Call, answer: Any, error: PackhorseError | None) -> None:
         if error is None:
             self._witness(call.wire, call.verb, call.args, answer)
+            if self._ambushes:
+                self._spring(call, "done")
         if call.lost_reply:
             if self._chance.happens(0.5):
                 self.loop.call_in(self._delay_us(call.wire), self._answer, call, None, _unavailable("connection reset"))

@@ -11,9 +11,12 @@ import msgspec
 from ...chance import Chance
 from .loop import US_PER_MS
 from .machine import Machine
-from .network import Network, Weather
+from .network import Ambush, Network, Weather
 
-KINDS = ("freeze", "suspend", "crash", "jump", "partition", "stop", "server", "gale", "bells")
+KINDS = ("freeze", "suspend", "crash", "jump", "partition", "stop", "server", "gale", "bells", "ambush")
+#: What may lie in wait for a call, and for which calls: a fault at the worst instant, not at any.
+_AMBUSHERS = ("freeze", "suspend", "crash", "stop", "stop", "server", "partition")
+_AMBUSHED = ("claim", "claim", "settle", "heartbeat", "retire", "tick", "enqueue")
 
 
 class Storm(msgspec.Struct):
@@ -37,14 +40,23 @@ class Storm(msgspec.Struct):
 def draw_storm(chance: Chance, lease_ms: int) -> Storm:
     """Draw the faults of one seed."""
     duration_ms = 4_000 + chance.below(10_000)
-    if chance.happens(0.1):
+    fate = chance.uniform(0.0, 1.0)
+    if fate < 0.08:
         return Storm(duration_ms=duration_ms, strikes=[], weather=Weather())
-    enabled = [kind for kind in KINDS if chance.happens(0.4)]
+    one_kind = fate < 0.3
+    enabled = [chance.choice(KINDS)] if one_kind else [kind for kind in KINDS if chance.happens(0.4)]
     strikes = []
     for kind in enabled:
         for _ in range(1 + chance.below(6)):
             strikes.append((chance.below(duration_ms), kind))
-    weather = Weather(
+    fair = one_kind and chance.happens(0.7)
+    return Storm(
+        duration_ms=duration_ms, strikes=sorted(strikes), weather=Weather() if fair else _draw(chance, lease_ms)
+    )
+
+
+def _draw(chance: Chance, lease_ms: int) -> Weather:
+    return Weather(
         request_lost=chance.choice((0.0, 0.0, 0.02, 0.1)),
         reply_lost=chance.choice((0.0, 0.0, 0.02, 0.1)),
         slow=chance.choice((0.0, 0.0, 0.03, 0.15)),
@@ -54,7 +66,6 @@ def draw_storm(chance: Chance, lease_ms: int) -> Storm:
         bell_late=chance.choice((0.0, 0.3)),
         bell_late_ms_max=chance.choice((50, 1_500)),
     )
-    return Storm(duration_ms=duration_ms, strikes=sorted(strikes), weather=weather)
 
 
 class Striker:
@@ -79,7 +90,10 @@ class Striker:
     def _end(self) -> None:
         """Stop striking. Freezes and partitions under way end by themselves; dead machines are started."""
         self._over = True
-        self._network.weather = Weather()
+        weather = self._network.weather  # bells are hints and stay as bad as they were
+        self._network.weather = Weather(
+            bell_missed=weather.bell_missed, bell_late=weather.bell_late, bell_late_ms_max=weather.bell_late_ms_max
+        )
         for machine in self._machines:
             machine.start()
 
@@ -88,6 +102,20 @@ class Striker:
         self._network.count(kind)
         self._network.say("storm", f"{kind} {machine.name}")
         getattr(self, f"_{kind}")(machine)
+
+    def _ambush(self, machine: Machine) -> None:
+        life, kind = machine.life, self._chance.choice(_AMBUSHERS)
+        if life is None:
+            return
+        verb, phase = self._chance.choice(_AMBUSHED), self._chance.choice(("sent", "done"))
+        if verb == "retire":  # it comes when the machine is told to stop
+            self._later(self._chance.below(500), self._stop, machine)
+        self._network.lie_in_wait(Ambush(life.backend, verb, phase, lambda: self._pounce(machine, kind)))
+
+    def _pounce(self, machine: Machine, kind: str) -> None:
+        if not self._over:
+            self._network.say("storm", f"{kind} {machine.name} from an ambush")
+            getattr(self, f"_{kind}")(machine)
 
     def _later(self, ms: int, action: object, *args: object) -> None:
         self._network.loop.call_in(ms * US_PER_MS, action, *args)  # type: ignore[arg-type]  # a bound method

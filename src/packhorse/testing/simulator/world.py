@@ -71,10 +71,12 @@ class World:
         self.loop = SimLoop(self.kernel, "world")
         store = MemoryStore(SimClock(self.kernel))
         self.acknowledged: set[str] = set()
-        self.ledger = Ledger(store, lambda: self.kernel.now_us // US_PER_MS, self.say, self, PARK_MS)
+        self.options = self._draw_options()
+        self.ledger = Ledger(
+            store, lambda: self.kernel.now_us // US_PER_MS, self.say, self, PARK_MS, self.options.concurrency
+        )
         self.network = Network(self.loop, make_backend(store), self._fork(), self._witness, self.say)
         self.storm = draw_storm(self._fork(), LEASE_MS)
-        self.options = self._draw_options()
         self.machines = self._make_machines()
         self.client = self._make_client()
         self._client_busy = 0
@@ -221,6 +223,7 @@ class World:
 
     def _stop_all(self) -> None:
         for machine in self.machines:
+            machine.retired = True
             machine.stop(3_000)
         self.loop.call_in(LINGER_MS_MAX * US_PER_MS, self._finish)
 
