@@ -73,8 +73,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _positive(text: object, what: str) -> int:
-    digits = str(text).strip()
-    number = int(digits) if re.fullmatch(r"[0-9]{1,6}", digits) else 0
+    number = text if isinstance(text, int) and not isinstance(text, bool) else 0
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{1,6}", text.strip()):
+        number = int(text)
     if not 1 <= number <= 100_000:
         raise ConfigurationError(f"{what}={shown(text)} must be a whole number from 1 to 100000")
     return number

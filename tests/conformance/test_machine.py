@@ -25,7 +25,7 @@ def _run(make: HarnessFactory, examples: int, steps: int, **options: bool) -> No
 def test_any_history_goes_as_the_model_says(make_harness: HarnessFactory, request: pytest.FixtureRequest) -> None:
     in_memory = request.node.callspec.id == "memory"
     if FULL:
-        _run(make_harness, examples=2_000 if in_memory else 400, steps=80)
+        _run(make_harness, examples=800 if in_memory else 150, steps=80)
     else:
         _run(make_harness, examples=50 if in_memory else 30, steps=40)
 

@@ -156,6 +156,9 @@ class BackendMachine(RuleBasedStateMachine):
             assert len(ids) == len(set(ids)) == len(expected)
             assert set(ids) <= set(available)
         self.model.claim(claimed, worker, _LEASE_MS, self.now_ms)
+        if not claimed:
+            left_ms = {info.id: info.lease_left_ms for info in self.run(self.backend.workers())}.get(worker)
+            self.model.learn_lease(worker, left_ms, _LEASE_MS, self.now_ms)
         for job in claimed:
             assert job.attempt == self.model.jobs[job.id].attempt
             assert job.parked_at_ms == self.model.jobs[job.id].parked_at_ms

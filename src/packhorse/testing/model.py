@@ -141,7 +141,8 @@ class Model:
 
     def claim(self, claimed: Sequence[Claimed], worker: str, lease_ms: int, now_ms: int) -> None:
         """Take what a claim answered."""
-        self.leases[worker] = now_ms + lease_ms
+        if claimed:  # an empty claim may leave the lease as it was; see `learn_lease`
+            self.leases[worker] = now_ms + lease_ms
         for each in claimed:
             job = self.jobs[each.id]
             assert job.state is State.PENDING, f"claimed while {job.state}"
@@ -151,6 +152,13 @@ class Model:
             job.attempt += 1
             job.started_at_ms = now_ms
         self.tokens |= {each.token for each in claimed}
+
+    def learn_lease(self, worker: str, left_ms: int | None, lease_ms: int, now_ms: int) -> None:
+        """Take over what an empty claim made of a lease: what it was, or the whole lease from now."""
+        old_ms = max(0, self.leases.get(worker, 0) - now_ms)
+        assert (left_ms or 0) in {old_ms, lease_ms}, f"{left_ms} ms are left after an empty claim, not {old_ms}"
+        if left_ms == lease_ms:
+            self.leases[worker] = now_ms + lease_ms
 
     def settle(self, settlement: Settlement, now_ms: int) -> Verdict:
         """End an attempt."""

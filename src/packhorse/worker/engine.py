@@ -72,6 +72,7 @@ class Engine:
         self._lifespan = AsyncExitStack()
         #: Set when a part failed: the worker must be replaced.
         self.broken = asyncio.Event()
+        self.runner.on_broken = self.broken.set
 
     async def start(self) -> None:
         """Run the app's lifespan and start the parts. Claims begin at once."""

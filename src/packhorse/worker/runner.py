@@ -104,6 +104,7 @@ class Runner:
         self._on_tainted = on_tainted
         self._on_step = on_step
         self.renew: Callable[[], Awaitable[None]] | None = None
+        self.on_broken: Callable[[], None] | None = None
         self.started = 0
         self.ended = 0
 
@@ -171,7 +172,9 @@ class Runner:
     def _slot_ended(self, slot: asyncio.Task[None]) -> None:
         self._slots.pop(slot, None)
         if not slot.cancelled() and slot.exception() is not None:
-            log.error("a slot failed; this is a bug", exc_info=slot.exception())
+            log.critical("a slot failed; this is a bug", exc_info=slot.exception())
+            if self.on_broken is not None:
+                self.on_broken()
         self._wake_slot()  # for the jobs it would have run
         self._tell_quiet()
         self._tell_room()

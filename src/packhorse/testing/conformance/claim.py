@@ -226,7 +226,7 @@ async def claim_renews_the_lease_of_the_worker(h: Harness) -> None:
     job = await h.start()
     for _ in range(4):
         await h.advance(h.lease_ms * 6 // 10)
-        equal(await h.claim(5), [], "claimed")
+        await h.settle(await h.start())
         equal((await h.tick()).lapsed, 0, "lapsed")
     equal(await h.settle(job), Verdict.APPLIED, "verdict")
 
@@ -244,14 +244,14 @@ async def a_claim_gives_the_whole_lease_from_now(h: Harness) -> None:
 @case()
 async def claim_makes_the_worker_known(h: Harness) -> None:
     equal(await h.backend.workers(), [], "workers at first")
-    await h.claim(1, worker="w9")
+    await h.start(worker="w9")
     equal([info.id for info in await h.backend.workers()], ["w9"], "workers")
 
 
 @case()
 async def claim_keeps_what_a_heartbeat_said_of_the_worker(h: Harness) -> None:
     await h.backend.heartbeat(WorkerInfo(id="w1", host="box", pid=7, queues=("a",)), h.lease_ms)
-    await h.claim()
+    await h.start()
     (info,) = await h.backend.workers()
     equal((info.host, info.pid, info.queues), ("box", 7, ("a",)), "host, pid, queues")
 

@@ -85,9 +85,9 @@ async def a_lease_that_ran_out_unnoticed_is_kept_alive(h: Harness) -> None:
 async def a_claim_keeps_alive_what_the_worker_held(h: Harness) -> None:
     job = await h.start()
     await h.advance(2 * h.lease_ms)
-    await h.claim()
+    other = await h.start()
     equal((await h.tick()).lapsed, 0, "lapsed after the claim")
-    equal(await h.beat(), {job.id: job.token}, "held")
+    equal(await h.beat(), {job.id: job.token, other.id: other.token}, "held")
 
 
 @case("B21")
@@ -212,6 +212,7 @@ async def workers_are_listed_with_their_lease_and_their_running_jobs(h: Harness)
 
 @case()
 async def a_worker_whose_lease_ran_out_is_not_listed(h: Harness) -> None:
+    await h.enqueue(2)
     await h.claim(worker="w1")
     await h.claim(worker="w2", lease_ms=3 * h.lease_ms)
     await h.advance(2 * h.lease_ms)

@@ -335,7 +335,7 @@ async def jobs_that_have_not_ended_are_never_dropped(h: Harness) -> None:
     keep = Keep(succeeded_ms=0, failed_ms=0, cancelled_ms=0)
     states = (State.SCHEDULED, State.PENDING, State.RUNNING)
     ids = [(await h.put(state, queue=f"for-{state}"))[0] for state in states]
-    await h.claim(0, lease_ms=100 * h.lease_ms)
+    await h.backend.heartbeat(WorkerInfo(id="w1"), 100 * h.lease_ms)
     await h.advance(2 * h.lease_ms)
     equal((await h.tick(keep=keep)).dropped, 0, "dropped")
     equal([await h.state(job_id) for job_id in ids], list(states), "states")

@@ -23,6 +23,7 @@ class Storm(msgspec.Struct):
     """What one seed has in store."""
 
     duration_ms: int
+    slow_ms_max: int  # no call is delayed by more
     strikes: list[tuple[int, str]]  # (at ms, kind)
     weather: Weather
 
@@ -34,15 +35,16 @@ class Storm(msgspec.Struct):
     @property
     def over_ms(self) -> int:
         """When the last delayed call has arrived, too."""
-        return self.duration_ms + self.weather.slow_ms_max + 1_500
+        return self.duration_ms + self.slow_ms_max + 1_500
 
 
 def draw_storm(chance: Chance, lease_ms: int) -> Storm:
     """Draw the faults of one seed."""
     duration_ms = 4_000 + chance.below(10_000)
+    slow_ms_max = lease_ms * 2
     fate = chance.uniform(0.0, 1.0)
     if fate < 0.08:
-        return Storm(duration_ms=duration_ms, strikes=[], weather=Weather())
+        return Storm(duration_ms=duration_ms, slow_ms_max=slow_ms_max, strikes=[], weather=Weather())
     one_kind = fate < 0.3
     enabled = [chance.choice(KINDS)] if one_kind else [kind for kind in KINDS if chance.happens(0.4)]
     strikes = []
@@ -50,17 +52,16 @@ def draw_storm(chance: Chance, lease_ms: int) -> Storm:
         for _ in range(1 + chance.below(6)):
             strikes.append((chance.below(duration_ms), kind))
     fair = one_kind and chance.happens(0.7)
-    return Storm(
-        duration_ms=duration_ms, strikes=sorted(strikes), weather=Weather() if fair else _draw(chance, lease_ms)
-    )
+    weather = Weather() if fair else _draw_weather(chance, slow_ms_max)
+    return Storm(duration_ms=duration_ms, slow_ms_max=slow_ms_max, strikes=sorted(strikes), weather=weather)
 
 
-def _draw(chance: Chance, lease_ms: int) -> Weather:
+def _draw_weather(chance: Chance, slow_ms_max: int) -> Weather:
     return Weather(
         request_lost=chance.choice((0.0, 0.0, 0.02, 0.1)),
         reply_lost=chance.choice((0.0, 0.0, 0.02, 0.1)),
         slow=chance.choice((0.0, 0.0, 0.03, 0.15)),
-        slow_ms_max=lease_ms * 2,
+        slow_ms_max=slow_ms_max,
         latency_us_max=chance.choice((500, 4_000, 40_000)),
         bell_missed=chance.choice((0.0, 0.0, 0.3, 1.0)),
         bell_late=chance.choice((0.0, 0.3)),
@@ -160,7 +161,7 @@ class Striker:
     def _gale(self, machine: Machine) -> None:
         before = self._network.weather
         self._network.weather = msgspec.structs.replace(
-            before, request_lost=0.3, reply_lost=0.3, slow=0.3, slow_ms_max=self._lease_ms * 2
+            before, request_lost=0.3, reply_lost=0.3, slow=0.3, slow_ms_max=self._storm.slow_ms_max
         )
         self._later(300 + self._chance.below(2_000), self._ease, before)
 
