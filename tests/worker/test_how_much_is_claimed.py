@@ -132,7 +132,10 @@ def test_b16_short_jobs_claimed_together_with_a_long_one_are_given_back():
     async def short() -> None: ...
 
     async def scenario():
-        async with app.worker(concurrency=1), app.worker(concurrency=1):
+        async with (
+            app.worker(concurrency=1, shutdown_timeout=0),
+            app.worker(concurrency=1, shutdown_timeout=0),
+        ):
             rush = await app.aenqueue_many([short.job() for _ in range(500)])
             mixed = await app.aenqueue_many([*[short.job() for _ in range(5)], long.job(), *[short.job()] * 1])
             behind = await app.aenqueue_many([short.job() for _ in range(500)])

@@ -84,6 +84,41 @@ def run(scheme: str, jobs: int, backlog: int, directory: Path, tell: Tell) -> Re
     )
 
 
+#: What this version set out to reach on two cores, no-op async handlers (jobs/s at least, ms and % at most).
+TARGETS: dict[tuple[str, str], float] = {
+    ("memory", "drain, no-op async handlers"): 100_000,
+    ("sqlite", "drain, no-op async handlers"): 25_000,
+    ("memory", "enqueue to start, worker idle"): 0.2,
+    ("sqlite", "enqueue to start, worker idle"): 3.0,
+    ("sqlite", "enqueue in bulk (enqueue_many of 1,000)"): 50_000,
+    ("memory", "claim at the backlog / claim at none"): 2.0,
+    ("sqlite", "claim at the backlog / claim at none"): 2.0,
+    ("sqlite", "start to first job, beyond the interpreters"): 100.0,
+    ("sqlite", "memory of a runner process"): 50.0,
+    ("sqlite", "memory of the keeper process"): 50.0,
+    ("sqlite", "idle cost of the runner"): 1.0,
+    ("sqlite", "idle cost of the keeper"): 1.0,
+}
+
+
+def table(reports: list[Report]) -> list[tuple[str, str, str, str, str, str]]:
+    """Lay the figures out in rows: backend, what, measured, CPU per job, target, note."""
+    rows = []
+    for report in reports:
+        for figure in report.figures:
+            target = TARGETS.get((report.url, figure.name))
+            if figure.per_second is not None:
+                measured, wanted = f"{figure.per_second:,.0f}/s", f"≥ {target:,.0f}/s" if target else ""
+            elif figure.p50_ms is not None:
+                measured, wanted = f"p50 {figure.p50_ms:.2f} ms", f"≤ {target:g} ms" if target else ""
+            else:
+                measured = f"{figure.value:,.2f} {figure.unit}"
+                wanted = f"≤ {target:g} {figure.unit}" if target else ""
+            cpu = f"{figure.cpu_us_per_job:.1f} µs" if figure.cpu_us_per_job is not None else ""
+            rows.append((report.url, figure.name, measured, cpu, wanted, figure.note))
+    return rows
+
+
 def line(figure: Figure) -> str:
     """Write a figure as one plain line."""
     parts = [f"{figure.name:<46}"]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..benchmark.suite import Report
 
 
 @click.command()
@@ -50,8 +54,27 @@ def bench(jobs: int, backlog: int, backends: tuple[str, ...], as_json: bool, out
         for backend in backends or ("memory", "sqlite"):
             tell(f"== {backend if '://' not in backend else backend.split('@')[-1]} ==")
             reports.append(run(backend, jobs, backlog, Path(directory), tell))
+    if not as_json:
+        _print_table(reports)
     document = msgspec.json.format(msgspec.json.encode(reports)).decode()
     if out is not None:
         out.write_text(document + "\n", encoding="utf-8")
     if as_json:
         click.echo(document)
+
+
+def _print_table(reports: list[Report]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..benchmark.suite import table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    drawn = Table(title=f"packhorse bench: {reports[0].machine}, {reports[0].jobs:,} jobs", title_justify="left")
+    for heading, justify in (("backend", "left"), ("what", "left"), ("measured", "right"), ("CPU/job", "right")):
+        drawn.add_column(heading, justify="right" if justify == "right" else "left")
+    drawn.add_column("target", justify="right")
+    drawn.add_column("note")
+    for row in table(reports):
+        drawn.add_row(*row)
+    console.print(drawn)

@@ -1,7 +1,7 @@
 """Help for tests of code that uses packhorse, and of backends made for it.
 
 `inline`, `stored`, `drain`, `jobs`, `assert_enqueued`: for tests of an application. `ManualClock`: time to advance.
-`packhorse.testing.conformance`: every rule of the backend contract, for authors of backends; `packhorse.testing.machine`
+`packhorse.testing.conformance`: every rule of the backend contract, for authors of backends; `testing.machine`
 drives it at random against a model. `packhorse.testing.simulator`: the worker under seeded faults in virtual time.
 """
 

@@ -105,6 +105,8 @@ class Claimer:
         """Answer how many jobs to claim now; 0 while enough are here."""
         runner = self._runner
         self._measure()
+        if runner.stuck:
+            self._rate_per_ms = 0.0  # every slot is taken by a slow job: how fast others were does not count
         target = min(BATCH_MAX, runner.free_slots + int(self._rate_per_ms * AHEAD_MS))
         unstarted = runner.unstarted
         # Half a target is worth a claim: smaller claims cost the same and carry less.
@@ -118,11 +120,8 @@ class Claimer:
         # Ends, not starts: how fast the slots fill up says nothing about how fast they get free again.
         ended = self._runner.ended
         rate = (ended - self._measured_ended) / elapsed_ms
-        if ended == self._measured_ended and elapsed_ms >= AHEAD_MS and not self._runner.free_slots:
-            self._rate_per_ms = 0.0  # every slot is taken by a slow job: what was fast before does not count
-        else:
-            # A rise counts at once, a fall by half each time: a pause in the work is not a slower handler.
-            self._rate_per_ms = max(rate, (self._rate_per_ms + rate) / 2)
+        # A rise counts at once, a fall by half each time: a pause in the work is not a slower handler.
+        self._rate_per_ms = max(rate, (self._rate_per_ms + rate) / 2)
         self._measured_ms = now_ms
         self._measured_ended = ended
 

@@ -94,6 +94,8 @@ class Runner:
         self._stopped = False
         self._draining = False
         self._stuck_timer: asyncio.TimerHandle | None = None
+        #: Whether every slot is taken by a job that lasts, so that nothing is to be claimed ahead.
+        self.stuck = False
         self._forks = forks()
         self._room_waiter: asyncio.Future[None] | None = None
         self._room_wanted: Callable[[], int] | None = None
@@ -151,6 +153,8 @@ class Runner:
         self._ready.extend([(received_ms, sent_ms, job) for job in jobs])
         self._quiet.clear()
         self._wake_slot()
+        if not self.free_slots:
+            self._watch_stuck()
 
     # ---- slots -----------------------------------------------------------------------------------------
 
@@ -279,8 +283,7 @@ class Runner:
             run.ctx.on_restart(lambda: self._start_timer(run))
         self._wake_slot()
         self._tell_room()
-        if self._ready and self._stuck_timer is None:
-            self._watch_stuck()
+        self._watch_stuck()
         try:
             value = await rest
         except BaseException as error:  # whatever a handler raises is about its job, SystemExit too
@@ -295,6 +298,7 @@ class Runner:
         if run.abandoned:
             return True
         self._runs.pop(run, None)
+        self.stuck = False
         if outcome is not None:
             self._finish(job, run.handler, outcome, run.ctx)
         else:
@@ -363,6 +367,7 @@ class Runner:
         self._abandoned += 1
         job = run.job
         self._runs.pop(run, None)
+        self.stuck = False
         how = f"and ignored its stop for {self._options.stop_grace_ms / 1000:g} s"
         if run.reason == "cancel":
             self._finish(job, run.handler, outcomes.cancelled(f"asked to stop, {how}"), None)
@@ -378,7 +383,8 @@ class Runner:
             self._on_tainted(f"job {job.id} ({job.type}) could not be stopped")
 
     def _watch_stuck(self) -> None:
-        self._stuck_timer = self._loop.call_later(_STUCK_MS / 1000, self._give_back_stuck, self.started)
+        if self._ready and self._stuck_timer is None:
+            self._stuck_timer = self._loop.call_later(_STUCK_MS / 1000, self._give_back_stuck, self.started)
 
     def _give_back_stuck(self, started_before: int) -> None:
         """Give back what was claimed ahead of jobs that turned out to be slow."""
@@ -388,8 +394,9 @@ class Runner:
         if self.started != started_before:
             self._watch_stuck()
             return
+        self.stuck = True
         self.release_unstarted()
-        self._tell_room()
+        self._tell_room()  # so that the claimer hears of it: it claims nothing now
 
     def apply_pulse(self, held: Mapping[str, str], cancel: Collection[str], sent_ms: int) -> None:
         """Learn from a heartbeat sent at `sent_ms`: what is not in `held` was lost, what is in `cancel` must stop."""
