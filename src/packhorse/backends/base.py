@@ -66,7 +66,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The end of one attempt, decided above. `state` is where the job goes:
 
     succeeded (with `result`), failed, cancelled; scheduled (due in `delay_ms`: a retry or a snooze);
-    pending (released). `refund` gives the attempt back. `park` marks the job as unknown here, so that
+    pending (released). A job that goes on is scheduled if `delay_ms` is above 0 and pending if not, whichever of the
+    two was named. `refund` gives the attempt back. `park` marks the job as unknown here, so that
     the time since the first parking can be judged. `error` is added to the job's history.
     """
 
@@ -291,9 +292,9 @@ class Backend(ABC):
     async def settle(self, settlements: Sequence[Settlement]) -> list[Verdict]:
         """End attempts. Each is APPLIED if the job runs under that very token, else STALE and changes nothing.
 
-        Follow-ups are stored if and only if the settlement is APPLIED, in the same move; so is the unique
-        key freed. A job that was asked to stop goes to `cancelled` where it would have gone to
-        `scheduled` or `pending`.
+        Follow-ups are stored if and only if the settlement is APPLIED, in the same move; so is the unique key
+        freed, before them. A follow-up whose own key is held is left out: its effect is there already. A job
+        that was asked to stop goes to `cancelled` where it would have gone to `scheduled` or `pending`.
         """
 
     @abstractmethod
@@ -384,6 +385,12 @@ def check_batch(items: Sequence[object]) -> None:
     """Refuse a call with more than `BATCH_MAX` items."""
     if len(items) > BATCH_MAX:
         raise InvalidOption(f"{len(items)} items in one call; send at most {BATCH_MAX}")
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a claim or tick of more than `BATCH_MAX` jobs, or of a negative number."""
+    if not 0 <= limit <= BATCH_MAX:
+        raise InvalidOption(f"a limit of {limit} jobs; ask for 0 to {BATCH_MAX}")
 
 
 def check_specs(specs: Sequence[JobSpec], capabilities: Capabilities) -> None:

@@ -36,6 +36,7 @@ from .base import (
     add_error,
     check_batch,
     check_changes,
+    check_limit,
     check_settlements,
     check_specs,
     job_topic,
@@ -96,6 +97,7 @@ class MemoryBackend(Backend):
             taken.setdefault(slot, spec.id)
 
     async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> list[Claimed]:
+        check_limit(limit)
         store = self.store
         claimed: list[Claimed] = []
         with store.lock:
@@ -208,6 +210,7 @@ class MemoryBackend(Backend):
         return len(lost)
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
+        check_limit(limit)
         store = self.store
         moved: list[StoredJob] = []
         with store.lock:

@@ -27,6 +27,7 @@ from ..base import (
     WorkerInfo,
     check_batch,
     check_changes,
+    check_limit,
     check_settlements,
     check_specs,
     page_limit,
@@ -79,6 +80,7 @@ class SQLiteBackend(Backend):
 
     async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> list[Claimed]:
         """Take pending jobs. Where there are none, the lease is renewed only if a third of it is gone."""
+        check_limit(limit)
         claim = claiming.Claim(tuple(queues), limit, lease_ms, worker)
         op = Op(claiming.take, claim, max(1, limit), probe=claiming.probe, abandoned=self._release)
         answer: list[Claimed] = await self._engine.post(op)
@@ -109,6 +111,7 @@ class SQLiteBackend(Backend):
         return answer
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
+        check_limit(limit)
         answer: Ticked = await self._engine.post(Op(keeping.tick, keeping.Tick(limit, keep), probe=keeping.probe))
         return answer
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from ...backends.base import BATCH_MAX, Backend, QueueChange, Settlement, Verdict, WorkerInfo
+from ...errors import InvalidOption
 from ...job import AGEING_MS, Claimed, JobSpec, State
-from .case import case, equal, true
-from .harness import Harness
+from .case import case, equal, raises, true
+from .harness import FOREVER, Harness
 
 
 @case()
@@ -142,6 +143,15 @@ async def claim_takes_no_more_than_its_limit(h: Harness) -> None:
 async def claim_takes_a_whole_batch(h: Harness) -> None:
     ids = await h.enqueue(BATCH_MAX + 1)
     equal([job.id for job in await h.claim(BATCH_MAX)], ids[:BATCH_MAX], "claimed")
+
+
+@case()
+async def claim_and_tick_refuse_more_than_a_batch(h: Harness) -> None:
+    ids = await h.enqueue(1)
+    for limit in (BATCH_MAX + 1, -1):
+        await raises(InvalidOption, h.backend.claim(["default"], limit, h.lease_ms, "w1"), f"claim of {limit}")
+        await raises(InvalidOption, h.backend.tick(limit, FOREVER), f"tick of {limit}")
+    equal(await h.state(ids[0]), State.PENDING, "state")
 
 
 @case()

@@ -388,6 +388,7 @@ class Ledger:
             raise Violation(f"{worker} started {name} while the job is {entry.state} under token {entry.token}")
         run.started_ms = self._now_ms()
         self.count("start")
+        self.count(f"handler: {entry.kind}")
         if not entry.kind.startswith("deaf"):  # their slots are taken back while they go on
             active = self._active.setdefault(worker, set())
             active.add(run)

@@ -1,0 +1,71 @@
+"""The promise of DESIGN section 1, kept by the real worker in every world: the seeds, and what they cover.
+
+`PACKHORSE_SIM_SEEDS` says how many seeds (300; CI runs 1,000). A seed that fails is told with its trace; replay it
+with `python -m packhorse.testing.simulator --seed N --trace`, and when it is mended add it to seeds.txt.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from packhorse.testing.simulator import run_seed
+from packhorse.testing.simulator.handlers import KINDS
+from packhorse.testing.simulator.running import Summary, excerpt, run_many
+from packhorse.testing.simulator.storm import KINDS as FAULTS
+
+SEEDS = int(os.environ.get("PACKHORSE_SIM_SEEDS", "300"))
+ONCE_FAILED = [
+    line.split(maxsplit=1)
+    for line in (Path(__file__).parent / "seeds.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    summary = Summary()
+    for summary in run_many(range(SEEDS)):
+        pass
+    return summary
+
+
+@pytest.mark.timeout(900)
+def test_the_promise_is_kept(summary):
+    assert summary.seeds == SEEDS
+    assert not summary.failed, "\n\n".join(excerpt(report) for report in summary.failed[:3])
+
+
+@pytest.mark.parametrize(("seed", "why"), ONCE_FAILED, ids=[seed for seed, _ in ONCE_FAILED])
+def test_seeds_that_once_failed(seed, why):
+    report = run_seed(int(seed))
+    assert report.violation is None, f"{why}\n{excerpt(report)}"
+
+
+@pytest.mark.skipif(SEEDS < 200, reason="few seeds need not cover everything")
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "ambush"])
+def test_every_fault_strikes(summary, fault):
+    assert summary.counted[fault] >= SEEDS // 10
+
+
+@pytest.mark.skipif(SEEDS < 200, reason="few seeds need not cover everything")
+@pytest.mark.parametrize(
+    "event",
+    [
+        "start", "lapsed", "retired", "stale settle", "snoozed", "released unstarted", "released after its start",
+        "cancel: done", "cancel: requested", "cancel: ended", "cancelled instead of run again", "rerun: done",
+        "rerun: live", "unique conflict", "pause", "resume", "request lost", "reply lost", "slow call", "bell missed",
+        "ambush: claim sent", "ambush: claim done", "ambush: settle done", "ambush: retire sent",
+        "ambush: heartbeat done",
+    ],
+)  # fmt: skip
+def test_every_event_happens(summary, event):
+    assert summary.counted.get(event, 0) > 0
+
+
+@pytest.mark.skipif(SEEDS < 200, reason="few seeds need not cover everything")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_handler_runs(summary, kind):
+    assert summary.counted.get(f"handler: {kind}", 0) > 0
