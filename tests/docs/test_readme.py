@@ -69,6 +69,12 @@ def test_the_readme_programs_run(tmp_path: Path) -> None:
     assert worker.returncode == 0
 
 
+def test_the_guide_runs(tmp_path: Path) -> None:
+    """Its blocks are one program."""
+    (tmp_path / "guide.py").write_text("\n\n".join(blocks((ROOT / "docs" / "guide.md").read_text(), "python")))
+    run(tmp_path, [sys.executable, "-X", "dev", "-W", "error", "guide.py"])
+
+
 def run(directory: Path, command: list[str], environ: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"

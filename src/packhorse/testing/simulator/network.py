@@ -150,7 +150,7 @@ class Network:
         """Put a call on its way."""
         wire, weather, chance = call.wire, self.weather, self._chance
         fate = chance.uniform(0.0, 1.0)
-        lost = wire.cut_requests or fate < weather.request_lost
+        lost = wire.cut_requests or call.verb in wire.muted or fate < weather.request_lost
         call.lost_reply = wire.cut_replies or weather.request_lost <= fate < weather.request_lost + weather.reply_lost
         delay_us = self._delay_us(wire)
         if lost or call.lost_reply:
@@ -275,6 +275,8 @@ class Wire(Backend):
         #: A partition: what is sent is lost, or what is answered, or both.
         self.cut_requests = False
         self.cut_replies = False
+        #: Calls of these verbs are lost.
+        self.muted: set[str] = set()
         #: Until then a fault explains that leases of this process lapse, kernel µs.
         self.excused_until_us = -1
         self._network = network

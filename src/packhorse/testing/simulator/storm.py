@@ -13,7 +13,7 @@ from .loop import US_PER_MS
 from .machine import Machine
 from .network import Ambush, Network, Weather
 
-KINDS = ("freeze", "suspend", "crash", "jump", "partition", "stop", "server", "gale", "bells", "ambush")
+KINDS = ("freeze", "suspend", "crash", "jump", "partition", "mute", "stop", "server", "gale", "bells", "ambush")
 #: What may lie in wait for a call, and for which calls: a fault at the worst instant, not at any.
 _AMBUSHERS = ("freeze", "suspend", "crash", "stop", "stop", "server", "partition")
 _AMBUSHED = ("claim", "claim", "settle", "heartbeat", "retire", "tick", "enqueue")
@@ -152,8 +152,19 @@ class Striker:
         sides = self._chance.below(3)
         wire.cut_requests, wire.cut_replies = sides != 1, sides != 0
         ms = 100 + self._chance.below(self._lease_ms * 2)
-        wire.excuse((self._network.loop.local_us()) + (ms + 1_500) * US_PER_MS)
+        wire.excuse(self._network.loop.local_us() + (ms + 1_500) * US_PER_MS)
         self._later(ms, wire.heal)
+
+    def _mute(self, machine: Machine) -> None:
+        """Lose one kind of call for a while: a lock on one table, a proxy with an opinion."""
+        life = machine.life
+        if life is None:
+            return
+        wire, verb = life.backend, self._chance.choice(("claim", "heartbeat", "heartbeat", "settle", "tick"))
+        wire.muted.add(verb)
+        ms = 300 + self._chance.below(self._lease_ms * 2)
+        wire.excuse(self._network.loop.local_us() + (ms + 1_500) * US_PER_MS)
+        self._later(ms, wire.muted.discard, verb)
 
     def _server(self, machine: Machine) -> None:
         self._network.restart_server()
