@@ -92,3 +92,13 @@ def test_the_standard_library_is_found_without_installed_packages() -> None:
     assert "json/encoder.py" in found
     assert not [path for path in found if "site-packages" in path or not path.endswith((".py", ".txt"))]
     assert all((Path(standard_library()) / path).is_file() for path in found[:20])
+
+
+def test_links_are_left_out(tmp_path: Path) -> None:
+    """Debian's sitecustomize.py is a link out of the standard library, where no job may read."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "real.py").write_text("x = 1\n")
+    (tmp_path / "outside.py").write_text("y = 2\n")
+    (tree / "link.py").symlink_to(tmp_path / "outside.py")
+    assert find_documents(tree) == ["real.py"]

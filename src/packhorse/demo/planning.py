@@ -69,13 +69,16 @@ class Plan(msgspec.Struct, kw_only=True):
 
 
 def find_documents(root: Path) -> list[str]:
-    """List the Python sources and texts below `root`, relative to it, without installed packages and empty files."""
+    """List the Python sources and texts below `root`, relative to it: no installed packages, empty files or links.
+
+    A link may lead out of the tree, where no job may read (Debian's sitecustomize.py does).
+    """
     found: list[str] = []
     for folder, names, files in os.walk(root):
         names[:] = sorted(name for name in names if name not in {"site-packages", "dist-packages", "__pycache__"})
         for name in sorted(files):
             path = Path(folder, name)
-            if path.suffix in {".py", ".txt"} and _fits(path):
+            if path.suffix in {".py", ".txt"} and not path.is_symlink() and _fits(path):
                 found.append(str(path.relative_to(root)))
     return found
 
