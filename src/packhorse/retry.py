@@ -40,7 +40,8 @@ def decide(
         case Kind.SUCCEEDED:
             return Settlement(id=job.id, token=job.token, state=State.SUCCEEDED, result=outcome.result)
         case Kind.RELEASED:
-            return Settlement(id=job.id, token=job.token, state=State.PENDING, refund=True)
+            parked = job.parked_at_ms is not None  # a release is no reason to start the parking over
+            return Settlement(id=job.id, token=job.token, state=State.PENDING, refund=True, park=parked)
         case Kind.SNOOZE:
             delay_ms = outcome.delay_ms or 0
             return Settlement(id=job.id, token=job.token, state=_again(delay_ms), delay_ms=delay_ms, refund=True)

@@ -196,7 +196,8 @@ def load(
         found.setdefault(fields[name], []).append((place, _READERS[fields[name]](value, place)))
     if "store" in found:
         raise ConfigurationError(
-            f"{found['store'][0][0]}: a store stands beside a URL that is a transport, and there is none yet; leave it out"
+            f"{found['store'][0][0]}: a store stands beside a URL that is a transport, and there is none yet; "
+            "leave it out"
         )
     return Settings(**{field: _highest(ranked) for field, ranked in found.items()})
 

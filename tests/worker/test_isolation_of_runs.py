@@ -144,9 +144,13 @@ def test_a_copy_that_waits_ends(how):
     async def on_loop() -> str:
         if how == "after waiting":
             await asyncio.sleep(0.001)
+        # Made before the fork: after it, asyncio itself refuses the copy a new one.
+        nap = asyncio.get_running_loop().create_future()
+        timer = asyncio.get_running_loop().call_later(0.05, nap.set_result, None)
         pid = fork()
         if how == "and then waits":
-            await asyncio.sleep(0.001)
+            await nap  # long enough for the copy to run the neighbours to their end, did it go on
+        timer.cancel()
         if how == "and raises" and not pid:
             raise ValueError("in the copy")
         return "the original" if pid else "the copy"

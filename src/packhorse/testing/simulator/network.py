@@ -155,7 +155,8 @@ class Network:
         delay_us = self._delay_us(wire)
         if lost or call.lost_reply:
             self.count("request lost" if lost else "reply lost")
-            wire.excuse(self.loop.local_us() + delay_us + CALL_TIMEOUT_MS * US_PER_MS)
+            now_us = self.loop.local_us()
+            wire.excuse(now_us + delay_us + CALL_TIMEOUT_MS * US_PER_MS, stop_until_us=now_us + delay_us)
         if self._ambushes:
             self._spring(call, "sent")
         if not lost:
@@ -279,11 +280,15 @@ class Wire(Backend):
         self.muted: set[str] = set()
         #: Until then a fault explains that leases of this process lapse, kernel µs.
         self.excused_until_us = -1
+        #: A stop that was asked for by then need not go in good order.
+        self.stop_excused_until_us = -1
         self._network = network
 
-    def excuse(self, until_us: int) -> None:
-        """Note that a fault may keep this process from renewing its lease until then."""
+    def excuse(self, until_us: int, stop_until_us: int | None = None) -> None:
+        """Note that a fault may keep this process from renewing its lease until then, and from stopping in order."""
         self.excused_until_us = max(self.excused_until_us, until_us)
+        stop_until_us = until_us if stop_until_us is None else stop_until_us
+        self.stop_excused_until_us = max(self.stop_excused_until_us, stop_until_us)
 
     def heal(self) -> None:
         """End a partition."""

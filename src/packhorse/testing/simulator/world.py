@@ -161,7 +161,7 @@ class World:
     def for_retire(self, worker: str) -> bool:
         """Answer whether a stop of the worker may cost attempts: it did not go in good order."""
         life = self._life(worker)
-        return life.stop_us is None or life.backend.excused_until_us >= life.stop_us
+        return life.stop_us is None or life.backend.stop_excused_until_us >= life.stop_us
 
     def stopping(self, worker: str) -> bool:
         """Answer whether the worker was told to stop."""
