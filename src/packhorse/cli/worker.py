@@ -68,16 +68,17 @@ def worker(shell: Shell, /, app: str, **given: Any) -> int:
     Ctrl+C or SIGTERM once: no new jobs, those that run may end within the shutdown time. Twice: end now. What has not
     started or not ended is given back, and nothing is lost.
     """
-    settings = shell.store_settings(create=True)
-    queues = tuple(name.strip() for item in given["queues"] for name in item.split(",") if name.strip())
-    if given["queues"] and not queues:
-        raise click.UsageError("--queues names no queue; write -q a,b")
-    # The runners load their modules while this process loads its own: so a worker is ready in half the time.
+    # One runner loads its modules while this process loads its own: so a worker is ready in half the time.
     from ..worker.launch import launch
 
-    processes = given["processes"] or settings.processes
-    launched = [launch() for _ in range(processes)]
+    launched = [launch()]
     try:
+        settings = shell.store_settings(create=True)
+        queues = tuple(name.strip() for item in given["queues"] for name in item.split(",") if name.strip())
+        if given["queues"] and not queues:
+            raise click.UsageError("--queues names no queue; write -q a,b")
+        processes = given["processes"] or settings.processes
+        launched += [launch() for _ in range(processes - 1)]
         from ..worker.keeper import KeeperOptions, run_keeper
         from ..worker.options import WorkerOptions
 
