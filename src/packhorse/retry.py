@@ -61,7 +61,7 @@ def _again(delay_ms: int) -> State:
 
 
 def _park(job: Claimed, outcome: Outcome, now_ms: int, park_ms: int) -> Settlement:
-    # Both instants are the store's: this machine's clock may be hours off (rule 4; simulator seed 14).
+    # Both instants are the store's: this machine's clock may be hours off (rule 4; simulator seed 10001).
     parked_ms = job.ready_at_ms - job.parked_at_ms if job.parked_at_ms is not None else 0
     if parked_ms >= park_ms:
         return Settlement(

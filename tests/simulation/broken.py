@@ -225,15 +225,6 @@ def measures_the_lease_from_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lease, "renewed", renewed)
 
 
-def revives_old_claims_with_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim renews a lease that had run out, and what was claimed before is believed to be covered by it."""
-
-    def renewed(self, sent_ms: int) -> None:
-        self._from_ms = max(self._from_ms, sent_ms)
-
-    monkeypatch.setattr(Lease, "renewed", renewed)
-
-
 def measures_the_lease_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease is measured on a clock that people set."""
 
@@ -378,6 +369,6 @@ WORKERS = [
     starts_after_the_lease_lapsed, measures_the_lease_from_the_reply, measures_the_lease_on_the_wall_clock,
     drops_a_batch_whose_reply_is_lost, forgets_claims_whose_reply_is_lost, does_not_release_at_a_stop,
     drops_a_claim_at_a_stop, starts_what_the_heartbeat_said_is_lost, relies_on_bells, beats_too_seldom,
-    lets_a_handler_stop_the_loop, leaks_a_task_for_each_stop, revives_old_claims_with_a_new_one, parks_by_its_own_clock,
+    lets_a_handler_stop_the_loop, leaks_a_task_for_each_stop, parks_by_its_own_clock,
     gives_back_what_still_runs, forgets_orphans_at_a_stop,
 ]  # fmt: skip

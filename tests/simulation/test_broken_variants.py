@@ -14,14 +14,15 @@ from .broken import STORES, WORKERS
 
 FEW = (0, 60)
 SEEDS = {
-    "StoresFollowUpsOfStaleRuns": (0, 400),
-    "RunsCancelledJobsAgain": (0, 100),
-    "measures_the_lease_from_the_reply": (0, 200),
-    "does_not_release_at_a_stop": (10_000, 400),
-    "drops_a_claim_at_a_stop": (10_000, 400),
-    "gives_back_what_still_runs": (0, 400),
-    "forgets_orphans_at_a_stop": (0, 1_500),
-    "beats_too_seldom": (0, 120),
+    "FreesKeysOnRetry": (0, 80),
+    "RunsCancelledJobsAgain": (0, 80),
+    "StoresFollowUpsOfStaleRuns": (0, 200),
+    "measures_the_lease_from_the_reply": (0, 100),
+    "does_not_release_at_a_stop": (0, 200),
+    "drops_a_claim_at_a_stop": (0, 400),
+    "gives_back_what_still_runs": (0, 300),
+    "forgets_orphans_at_a_stop": (0, 1_100),
+    "beats_too_seldom": (0, 160),
 }
 
 #: What each must be caught by, where more than one rule could: the words of the rule.

@@ -12,7 +12,7 @@ from packhorse.testing.simulator import run_seed
 from packhorse.testing.simulator.cli import main
 from packhorse.testing.simulator.running import run_many
 
-DIGESTS = "from packhorse.testing.simulator import run_seed; print(*(run_seed(seed).digest for seed in range(12)))"
+DIGESTS = "from packhorse.testing.simulator import run_seed; print(*(run_seed(seed).digest for seed in range(40)))"
 
 
 def test_a_seed_repeats_itself_in_one_process():
@@ -35,7 +35,7 @@ def test_different_seeds_are_different_worlds():
     assert len({run_seed(seed).digest for seed in range(12)}) == 12
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "1", "4242"])
+@pytest.mark.parametrize("hash_seed", ["0", "4242"])
 def test_a_seed_repeats_itself_in_a_process_with_other_hashes(hash_seed):
     ended = subprocess.run(
         [sys.executable, "-c", DIGESTS],
@@ -45,7 +45,7 @@ def test_a_seed_repeats_itself_in_a_process_with_other_hashes(hash_seed):
         check=True,
         timeout=100,
     )
-    assert ended.stdout.split() == [run_seed(seed).digest for seed in range(12)]
+    assert ended.stdout.split() == [run_seed(seed).digest for seed in range(40)]
 
 
 def test_many_seeds_run_in_several_processes():

@@ -68,7 +68,8 @@ class Bells:
     """All bells of one backend, by topic."""
 
     def __init__(self) -> None:
-        self._by_topic: dict[str, set[Bell]] = {}
+        # The inner dict is a set that keeps an order: the simulator must ring in the same one each time.
+        self._by_topic: dict[str, dict[Bell, None]] = {}
         self._lock = threading.Lock()
 
     def watch(self, topics: Sequence[str]) -> Bell:
@@ -76,7 +77,7 @@ class Bells:
         bell = Bell(self, topics)
         with self._lock:
             for topic in bell.topics:
-                self._by_topic.setdefault(topic, set()).add(bell)
+                self._by_topic.setdefault(topic, {})[bell] = None
         return bell
 
     def remove(self, bell: Bell) -> None:
@@ -85,7 +86,7 @@ class Bells:
             for topic in bell.topics:
                 hung = self._by_topic.get(topic)
                 if hung is not None:
-                    hung.discard(bell)
+                    hung.pop(bell, None)
                     if not hung:
                         del self._by_topic[topic]
 
@@ -101,6 +102,6 @@ class Bells:
     def ring_all(self) -> None:
         """Ring every bell: something happened, it is not known what."""
         with self._lock:
-            rung = {bell for hung in self._by_topic.values() for bell in hung}
+            rung = dict.fromkeys(bell for hung in self._by_topic.values() for bell in hung)
         for bell in rung:
             bell.ring()

@@ -152,6 +152,23 @@ def latency_figure(delays_ms: list[float], note: str) -> Figure:
     )
 
 
+def sync_floor(directory: Path, count: int = 100) -> Figure:
+    """Measure what this disk takes to keep 4 KiB: an idle job waits for it twice, in its enqueue and in its claim."""
+    delays_ms = []
+    fd = os.open(directory / "sync-floor", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        for _ in range(count):
+            started_ms = precise_boot_ms()
+            os.write(fd, bytes(4096))
+            os.fdatasync(fd)
+            delays_ms.append(precise_boot_ms() - started_ms)
+    finally:
+        os.close(fd)
+    figure = latency_figure(delays_ms, "an idle job waits for two")
+    figure.name = "floor: write and sync 4 KiB"
+    return figure
+
+
 async def claim_cost(backend: Backend, rounds: int) -> float:
     """Answer the CPU time of claiming and settling one job of a batch of 100, µs, the least of `rounds`."""
     best = float("inf")

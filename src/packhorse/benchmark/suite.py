@@ -62,6 +62,8 @@ def run(scheme: str, jobs: int, backlog: int, directory: Path, tell: Tell) -> Re
 
     tell("floor")
     keep(_on_loop(_floor(fresh("floor"), jobs)))
+    if scheme == "sqlite":
+        keep(measures.sync_floor(directory))
     tell("enqueue")
     keep(*_enqueue(fresh, jobs))
     tell("drain")

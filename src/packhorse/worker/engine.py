@@ -152,10 +152,10 @@ class Engine:
             log.warning("stopping with %d ends of runs unsettled: %s", self.settler.pending, error)
 
     async def _release_orphans(self) -> None:
-        """Give back claims whose answer was lost: nothing is on its way here any more (simulator seed 81)."""
+        """Give back claims whose answer was lost: nothing is on its way here any more (simulator seed 48)."""
         pulse = await self.backend.heartbeat(self.info, self.options.lease_ms)
         known = self.runner.known() | self.settler.known()
-        for job_id, token in pulse.held.items():
+        for job_id, token in sorted(pulse.held.items()):
             if (job_id, token) not in known:
                 self.settler.submit(Settlement(id=job_id, token=token, state=State.PENDING, refund=True))
 

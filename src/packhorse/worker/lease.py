@@ -19,7 +19,7 @@ class Lease:
         self._from_ms = -lease_ms
         self._renewed_elsewhere = renewed_elsewhere  # the keeper renews too and tells when
         #: The renewal that revived it after it had run out, as far as is known here (boot clock before it was sent).
-        #: What was claimed before may be somebody else's, whatever renewed the lease since (simulator seed 1744).
+        #: What was claimed before may be somebody else's, whatever renewed the lease since (simulator seed 34310).
         self.unbroken_since_ms = 0
 
     def renewed(self, sent_ms: int) -> None:

@@ -26,7 +26,8 @@ class Orphans:
 
         `claiming_since_ms` is when the claim now in flight was sent: a job missed before that is not in its reply.
         """
-        unknown = {item for item in held.items() if item not in known}
+        # Sorted, as the order of a set would differ from process to process and the simulator must repeat itself.
+        unknown = [item for item in sorted(held.items()) if item not in known]
         self._unknown = {item: self._unknown.get(item, now_ms) for item in unknown}
         orphans = [
             item

@@ -101,6 +101,8 @@ class Network:
         self.weather = Weather()
         self.wires: list[Wire] = []
         self.faults: dict[str, int] = {}
+        #: Told of what is too small for the trace, and still must repeat itself.
+        self.note: Callable[[str], None] = lambda text: None
         self._server = server
         self._chance = chance
         self.say = say
@@ -157,6 +159,7 @@ class Network:
             self.count("request lost" if lost else "reply lost")
             now_us = self.loop.local_us()
             wire.excuse(now_us + delay_us + CALL_TIMEOUT_MS * US_PER_MS, stop_until_us=now_us + delay_us)
+        self.note(f"{wire.loop.name} {call.verb} {delay_us}")
         if self._ambushes:
             self._spring(call, "sent")
         if not lost:

@@ -1,7 +1,7 @@
 """The faults of a world: which kinds strike, when and how hard, all drawn from the seed.
 
 Each seed enables some kinds and leaves others out, so that rare combinations get seeds of their own; one seed
-in ten has no fault at all, and then nothing may lapse.
+in twelve has no fault at all, and then nothing may lapse.
 """
 
 from __future__ import annotations
@@ -26,11 +26,6 @@ class Storm(msgspec.Struct):
     slow_ms_max: int  # no call is delayed by more
     strikes: list[tuple[int, str]]  # (at ms, kind)
     weather: Weather
-
-    @property
-    def calm(self) -> bool:
-        """Whether nothing at all goes wrong."""
-        return not self.strikes and self.weather == Weather()
 
     @property
     def over_ms(self) -> int:

@@ -39,7 +39,7 @@ class Report(msgspec.Struct):
 
     seed: int
     violation: str | None
-    digest: str  # of the whole trace: equal digests, equal worlds
+    digest: str  # of all that happened, every call included: equal digests, equal worlds
     virtual_ms: int
     turns: int
     counted: dict[str, int]
@@ -67,6 +67,7 @@ class World:
         self._chance = Chance(seed)
         self._violation: str | None = None
         self._trace: list[tuple[int, str, str]] = []
+        self._digest = hashlib.blake2b(digest_size=12)
         self.kernel = Kernel(self._fork(), self._on_error)
         self.loop = SimLoop(self.kernel, "world")
         store = MemoryStore(SimClock(self.kernel))
@@ -76,6 +77,7 @@ class World:
             store, lambda: self.kernel.now_us // US_PER_MS, self.say, self, PARK_MS, self.options.concurrency
         )
         self.network = Network(self.loop, make_backend(store), self._fork(), self._witness, self.say)
+        self.network.note = self._note
         self.storm = draw_storm(self._fork(), LEASE_MS)
         self.machines = self._make_machines()
         self.client = self._make_client()
@@ -131,6 +133,10 @@ class World:
     def say(self, who: str, text: str) -> None:
         """Add a line to the trace."""
         self._trace.append((self.kernel.now_us, who, text))
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        self._digest.update(f"{self.kernel.now_us} {text}\n".encode())
 
     def _witness(self, wire: Wire, verb: str, args: tuple[object, ...], answer: object) -> None:
         self.ledger.witness(wire.loop.name, verb, args, answer)
@@ -181,7 +187,7 @@ class World:
         return Report(
             seed=self.seed,
             violation=self._violation,
-            digest=hashlib.blake2b("\n".join(lines).encode(), digest_size=12).hexdigest(),
+            digest=self._digest.hexdigest(),
             virtual_ms=self.kernel.now_us // US_PER_MS,
             turns=self.kernel.turns,
             counted=self.ledger.counted | self.network.faults,
