@@ -254,6 +254,11 @@ def _real_worker(url: str, directory: Path) -> list[Figure]:
     touch.enqueue(str(mark))
     bare_ms = min(_bare_start_ms() for _ in range(3))
     environ = {**os.environ, "PACKHORSE_URL": url, "PACKHORSE_LOG_LEVEL": "error"}
+    # As installed, with bytecode: a checkout may never have been compiled, or be forbidden to write it.
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    modules = ("worker.runner_process", "worker.keeper", "cli.main", "cli.worker", "backends.sqlite")
+    imports = ", ".join(f"packhorse.{module}" for module in modules)
+    subprocess.run([sys.executable, "-c", f"import {imports}"], env=environ, check=True)
     started_ms = precise_boot_ms()
     worker = subprocess.Popen(
         [sys.executable, "-m", "packhorse", "worker", "packhorse.benchmark.tasks:app"], env=environ

@@ -40,9 +40,11 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int |
 
 def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
     """Read a duration as everywhere: `250ms`, `30s`, `5m`. Answers ms."""
+    if text is None:
+        return None
     from ..settings import duration_ms
 
-    return None if text is None else duration_ms(text, param.opts[-1])
+    return duration_ms(text, param.opts[-1])
 
 
 @click.command()
