@@ -70,7 +70,11 @@ class Worker:
         self.process.wait()
 
     def stop(self, timeout: float = 60) -> int:
-        """SIGTERM, and wait for the end."""
+        """SIGTERM, and wait for the end. Not before it is ready: until then a signal just ends a starting Python."""
+        started = time.monotonic()
+        while b" ready: " not in self.output.read_bytes() and self.process.poll() is None:
+            assert time.monotonic() - started < 30, f"never ready: {self.output.read_text()}"
+            time.sleep(0.01)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)

@@ -161,6 +161,8 @@ def test_a_worker_that_dies_ends_the_demo_with_its_last_words(home: Path) -> Non
 
     assert code == 1, out
     assert "The demo gives up: the worker ended with exit code -9" in out
+    # A runner without its keeper finishes what runs, within the grace times, and ends by itself.
+    wait_for(lambda: worker_processes(home) == [], "the orphans ended")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,10 @@ class Keeper:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._backend is not None:
             await self._backend.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # All is done: an impatient second signal must not turn a clean end into a killed process.
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         return self._code
 
     def _go(self, coroutine: Any) -> asyncio.Task[Any]:
