@@ -77,9 +77,9 @@ def test_every_kind_of_outcome_is_in_the_table_and_goes_where_a_running_job_may(
     [
         (None, PARK_MS, PARK_DELAY_MS_MIN),
         (0, PARK_MS, PARK_DELAY_MS_MIN),
-        (999, PARK_MS, PARK_DELAY_MS_MIN),
-        (5_000, PARK_MS, 5_000),
-        (29_999, PARK_MS, 29_999),
+        (249, PARK_MS, PARK_DELAY_MS_MIN),
+        (1_000, PARK_MS, 1_000),
+        (4_999, PARK_MS, 4_999),
         (100_000, PARK_MS, PARK_DELAY_MS_MAX),
         (PARK_MS - 7, PARK_MS, 7),
         (PARK_MS - 1, PARK_MS, 1),

@@ -21,6 +21,8 @@ log = logging.getLogger("packhorse.claimer")
 AHEAD_MS = 100
 _PAUSE_S_MIN = 0.05
 _PAUSE_S_MAX = 2.0
+#: A worker that just parked a job lets others go first for this long. test_b26_…
+_YIELD_S = (0.02, 0.1)
 
 
 class Claimer:
@@ -71,6 +73,9 @@ class Claimer:
                         if self._options.burst and await self._nothing_left():
                             self.exhausted.set()
                         await bell.wait(self._options.poll_interval_ms)
+                        if self._runner.parked_last:
+                            # The job it cannot run is offered again: whoever rings first must not always take it.
+                            await asyncio.sleep(self._chance.uniform(*_YIELD_S))
             except PackhorseError as error:
                 log.warning("cannot claim, trying again: %s", error)
                 await asyncio.sleep(self._chance.uniform(pause_s / 2, pause_s))

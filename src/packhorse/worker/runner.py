@@ -11,8 +11,7 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from .. import outcome as outcomes
 from ..app import Packhorse
@@ -28,6 +27,7 @@ from .forking import end_copy, forks
 from .handler import Handler, new_context
 from .lease import Lease
 from .options import WorkerOptions
+from .resumed import Resumed
 from .settler import Settler
 
 log = logging.getLogger("packhorse.runner")
@@ -106,6 +106,8 @@ class Runner:
         self._on_tainted = on_tainted
         self._on_step = on_step
         self.renew: Callable[[], Awaitable[None]] | None = None
+        #: Whether the last job was one this worker cannot run: others should have the first try at the next.
+        self.parked_last = False
         self.on_broken: Callable[[], None] | None = None
         self.started = 0
         self.ended = 0
@@ -267,14 +269,14 @@ class Runner:
             self._stepping -= 1
             end_copy(self._forks)
             return await self._run_waiting(
-                Run(job, handler, ctx, slot), received_ms, _Resumed(coroutine, context, waiting, self._forks)
+                Run(job, handler, ctx, slot), received_ms, Resumed(coroutine, context, waiting, self._forks)
             )
         self._stepping -= 1
         end_copy(self._forks)
         self._finish(job, handler, outcome, ctx)
         return False
 
-    async def _run_waiting(self, run: Run, received_ms: int, rest: _Resumed) -> bool:
+    async def _run_waiting(self, run: Run, received_ms: int, rest: Resumed) -> bool:
         job = run.job
         run.received_ms = received_ms
         self._runs[run] = None
@@ -329,7 +331,9 @@ class Runner:
             settlement = Settlement(
                 id=job.id, token=job.token, state=State.SUCCEEDED, result=outcome.result, follow_ups=follow_ups
             )
+            self.parked_last = False
         else:
+            self.parked_last = outcome.kind is Kind.UNKNOWN
             backoff = handler.task.backoff if handler is not None else _NO_BACKOFF
             settlement = decide(job, outcome, backoff, self._chance, self._clock.now_ms(), self._options.park_ms)
         self._settler.submit(settlement)
@@ -486,30 +490,3 @@ class Runner:
             self._stuck_timer.cancel()
         for slot in list(self._slots):
             slot.cancel()
-
-
-class _Resumed:
-    """The rest of a coroutine that was started in `context` and waits for `waiting`."""
-
-    __slots__ = ("_context", "_coroutine", "_forks", "_waiting")
-
-    def __init__(self, coroutine: Any, context: contextvars.Context, waiting: Any, forks_at_start: int) -> None:
-        self._forks = forks_at_start
-        self._coroutine = coroutine
-        self._context = context
-        self._waiting = waiting
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run, send, throw, waiting = self._context.run, self._coroutine.send, self._coroutine.throw, self._waiting
-        while True:
-            try:
-                value = yield waiting
-            except BaseException as error:  # passed on, not handled
-                step, argument = throw, error
-            else:
-                step, argument = send, value
-            try:
-                waiting = run(step, argument)
-            except StopIteration as stop:
-                return stop.value
-            end_copy(self._forks)  # a copy must not wait in a copy of the loop. test_a_copy_that_waits_ends
