@@ -4,6 +4,9 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.ready
 
+# What `make enqueue` stores; give your own with JOB='…'.
+JOB    ?= {"type": "math", "payload": {"operation": "fibonacci", "value": 10}}
+
 .DEFAULT_GOAL := help
 .PHONY: help test test-unit test-integration test-full build lint format coverage bench demo enqueue ci clean
 
@@ -51,8 +54,8 @@ bench: $(READY)  ## Measure this machine: packhorse bench on memory and SQLite
 demo: $(READY)  ## Run the main job: index real text files with real workers, some of them killed
 	$(BIN)/packhorse demo
 
-enqueue: $(READY)  ## Store one job: make enqueue JOB='{"type": "math", "payload": {"operation": "fibonacci", "value": 10}}'
-	$(BIN)/packhorse enqueue '$(or $(JOB),{"type": "math", "payload": {"operation": "fibonacci", "value": 10}})'
+enqueue: $(READY)  ## Store one job: make enqueue JOB='{"type": "email", "payload": {"to": "a@example.com"}}'
+	$(BIN)/packhorse enqueue '$(JOB)'
 
 ci:  ## What the continuous integration runs
 	CI=true bash .ci/run

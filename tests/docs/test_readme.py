@@ -1,7 +1,9 @@
 """Docs fail when they lie: links lead somewhere, snippets run, commands exist."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -36,6 +38,16 @@ def test_make_targets_of_the_pages_exist() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"(?:^\$ |`)make ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name} names make {target}"
+
+
+@pytest.mark.parametrize("job", [None, '{"type": "report", "payload": {"a": [1, 2], "b": "c, d"}}'])
+def test_make_enqueue_hands_the_job_on_whole(job: str | None) -> None:
+    """A comma once ended the JSON: make reads it as the end of an argument."""
+    command = ["make", "--no-print-directory", "-n", "enqueue", *([f"JOB={job}"] if job else [])]
+    line = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    words = shlex.split(line)
+    assert words[1] == "enqueue"
+    assert json.loads(words[2]) == json.loads(job or '{"type":"math","payload":{"operation":"fibonacci","value":10}}')
 
 
 def test_the_readme_programs_run(tmp_path: Path) -> None:
