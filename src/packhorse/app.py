@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
@@ -60,7 +59,6 @@ class Packhorse:
         self.providers: dict[object, Callable[..., Any]] = {}
         self.enqueue_hooks: list[Callable[[JobSpec], JobSpec]] = []
         self.lifespan_hook = lifespan
-        self.lifespan_state: Any = None
         self.portal = Portal()
         self._backends: dict[asyncio.AbstractEventLoop, Backend] = {}
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Backend]] = {}
@@ -349,8 +347,3 @@ class _Registrar:
     def __call__(self, handler: Callable[P, R], /) -> Task[P, R]: ...
     def __call__(self, handler: Any, /) -> Any:
         raise AssertionError("only a type")
-
-
-def is_generator(factory: Callable[..., Any]) -> bool:
-    """Answer whether a provider yields its value and cleans up afterwards."""
-    return inspect.isgeneratorfunction(factory) or inspect.isasyncgenfunction(factory)

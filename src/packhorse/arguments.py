@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -194,8 +194,3 @@ def _misfit(error: msgspec.ValidationError) -> InvalidPayload:
     message, _, place = str(error).partition(" - at `$")
     pointer = place.rstrip("`").replace("[...]", "/-").replace("[", "/").replace("]", "").replace(".", "/")
     return InvalidPayload(message, pointer)
-
-
-def lone_payload(payload: object) -> object:
-    """Answer a payload given by keyword mapping or as a value, as it is to be written."""
-    return dict(payload) if isinstance(payload, Mapping) else payload

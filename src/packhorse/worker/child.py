@@ -30,7 +30,6 @@ class Child:
         self.started_ms = SYSTEM_CLOCK.boot_ms()
         self.started_at_ms = SYSTEM_CLOCK.now_ms()
         self.ready: Ready | None = None
-        self.broken = False
         self.exhausted = False
         self.leaving = False
         self.gone = False

@@ -137,7 +137,6 @@ class Keeper:
                 case Ready():
                     await self._on_ready(child, message)
                 case Broken(message=reason):
-                    child.broken = True
                     if self._ready is None:
                         log.error("the worker cannot start: %s", reason)
                         self._code = 2
