@@ -9,6 +9,7 @@ import os
 import random
 import threading
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -72,6 +73,20 @@ class Chance:
     def id(self, now_ms: int) -> str:
         """Make one new id."""
         return self.ids(now_ms, 1)[0]
+
+
+def named_id(*parts: str) -> str:
+    """Answer the one id that belongs to these names: a UUIDv8 (RFC 9562) of a hash of them.
+
+    Whoever asks for the same gets the same, so that enqueueing it twice makes one job.
+    """
+    digest = bytearray(
+        blake2b(b"".join(b"%d:%b" % (len(p := part.encode()), p) for part in parts), digest_size=16).digest()
+    )
+    digest[6] = 0x80 | digest[6] & 0x0F
+    digest[8] = 0x80 | digest[8] & 0x3F
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def secret_hex(count_bytes: int = 16) -> str:

@@ -8,6 +8,7 @@ PackhorseError
 │   │   └── PayloadTooLarge
 │   ├── UnknownType          no task of that name is registered here
 │   ├── UniqueConflict       a live job holds the unique key
+│   ├── UnknownParent        `after` names a job that is not there
 │   ├── QueueFull            the queue is at its capacity; try later
 │   └── Unsupported          this backend cannot do it, by the name of the capability
 ├── NotFound                 no job, queue or worker of that name
@@ -65,6 +66,17 @@ class UniqueConflict(Refused):
         )
         self.unique = unique
         self.holder = holder
+
+
+class UnknownParent(Refused):
+    """`after` names the job `parent`, which is neither in the store nor in the same call."""
+
+    def __init__(self, parent: str) -> None:
+        super().__init__(
+            f"after: there is no job {shown(parent, 128)}; enqueue the parents first, or all in one call. "
+            "One that ended long ago may have been dropped: then leave it out"
+        )
+        self.parent = parent
 
 
 class QueueFull(Refused):

@@ -31,9 +31,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.SCHEDULED: frozenset({State.PENDING, State.CANCELLED}),
     State.PENDING: frozenset({State.RUNNING, State.CANCELLED}),
     State.RUNNING: frozenset({State.SUCCEEDED, State.SCHEDULED, State.PENDING, State.FAILED, State.CANCELLED}),
-    State.SUCCEEDED: frozenset({State.PENDING, State.SCHEDULED}),
-    State.FAILED: frozenset({State.PENDING, State.SCHEDULED}),
-    State.CANCELLED: frozenset({State.PENDING, State.SCHEDULED}),
+    # By a rerun only: of the job itself, or of the parent that held it.
+    State.SUCCEEDED: frozenset({State.PENDING, State.SCHEDULED, State.WAITING}),
+    State.FAILED: frozenset({State.PENDING, State.SCHEDULED, State.WAITING}),
+    State.CANCELLED: frozenset({State.PENDING, State.SCHEDULED, State.WAITING}),
 }
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
@@ -59,6 +60,18 @@ META_VALUE_CHARS_MAX = 1_024
 KEY_CHARS_MAX = 256
 AFTER_MAX = 10_000
 
+#: What becomes of a child when a parent ends other than succeeded: it is cancelled, or goes on all the same.
+AFTER_FAILED = ("cancel", "continue")
+
+#: Kinds of the errors that the store itself writes into a job's history.
+LAPSED = "LeaseLapsed"
+PARENT_FAILED = "ParentFailed"
+REPLACED = "Replaced"
+
+#: Durable steps a job may remember, and bytes they may have in all.
+STEPS_MAX = 1_000
+STEPS_BYTES_MAX = 4_194_304
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -69,15 +82,33 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
-def rank(ready_at_ms: int, priority: int) -> int:
-    """Answer the place of a pending job in its queue: the lowest rank is claimed first."""
-    return ready_at_ms + priority * AGEING_MS
+def rank(turn_ms: int, priority: int) -> int:
+    """Answer the place of a pending job in its queue: the lowest rank is claimed first.
+
+    `turn_ms` is the instant the job became ready, or what `fair_turn` makes of it where the job has a key.
+    """
+    return turn_ms + priority * AGEING_MS
+
+
+def fair_turn(ready_at_ms: int, front_ms: int | None, last_ms: int | None) -> int:
+    """Answer the turn of a job that has a key, so that keys share a queue fairly (decision 9).
+
+    `front_ms` is how far the keyed jobs of the queue have come: the turn of the last one claimed; None while none is
+    pending, which starts afresh from `ready_at_ms`. `last_ms` is the turn of the last pending job of the same queue,
+    key and priority: each further one lines up a ms behind it, so a key with 100,000 jobs leaves room for others.
+    """
+    if front_ms is None:
+        return ready_at_ms
+    turn_ms = front_ms if last_ms is None else max(front_ms, last_ms + 1)
+    return min(turn_ms, ready_at_ms + AGEING_MS)
 
 
 class Unique(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A key that at most one job of a queue holds.
 
-    Held while the job is in one of `states` (at first: until it ends) and for `for_ms` after it was created.
+    Held while the job is in one of `states` (unless told otherwise: until it ends), and in any case until `for_ms`
+    after it was created. On conflict `existing` answers with the holder, `refuse` raises, `replace` cancels a holder that
+    has not started and takes its place (one that runs or has ended answers as `existing`).
     """
 
     key: str
@@ -104,6 +135,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     tags: tuple[str, ...] = ()
     meta: dict[str, str] | None = None
     workflow: str | None = None
+    node: str | None = None  # its name in the workflow
     schedule: str | None = None
     slot_at_ms: int | None = None
 
@@ -161,7 +193,10 @@ class JobRecord(msgspec.Struct, kw_only=True):
     meta: dict[str, str] | None = None
     unique: str | None = None
     after: tuple[str, ...] = ()
+    after_failed: str = "cancel"
+    waiting_for: int = 0  # parents that have not ended
     workflow: str | None = None
+    node: str | None = None
     schedule: str | None = None
     slot_at_ms: int | None = None
     result: bytes | None = None
@@ -169,3 +204,5 @@ class JobRecord(msgspec.Struct, kw_only=True):
     progress: float | None = None
     progress_note: str | None = None
     cancel_requested: bool = False
+    parked_at_ms: int | None = None  # since when no worker that claimed it could run it
+    steps: dict[str, bytes] | None = None  # results of durable steps, by name; filled by `get` only

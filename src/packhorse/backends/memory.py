@@ -7,20 +7,24 @@ or the contract is unclear. One lock per verb makes each verb atomic between thr
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
 from ..clock import SYSTEM_CLOCK, Clock
-from ..errors import UniqueConflict
 from ..job import LIVE, TERMINAL, Claimed, JobRecord, JobSpec, State
+from ..limits import check_limit_change
+from . import memory_looking as looking
+from . import memory_settings as settings
 from .base import (
     DUE_TOPIC,
+    SCHEDULES_A_TICK,
     Backend,
     Capabilities,
     Enqueued,
+    Firing,
     Keep,
+    Limit,
     Note,
     Page,
     Pulse,
@@ -28,11 +32,14 @@ from .base import (
     QueueChange,
     QueueCounts,
     Rerun,
+    Schedule,
+    ScheduleChange,
     Settlement,
     Steered,
     Ticked,
     Verdict,
     WorkerInfo,
+    WorkflowCounts,
     add_error,
     check_batch,
     check_changes,
@@ -41,13 +48,16 @@ from .base import (
     check_specs,
     job_topic,
     landing,
+    may_fire,
     page_limit,
     parse_cursor,
     queue_topic,
+    wants_planning,
     worker_topic,
 )
 from .bells import Bell
-from .memory_store import MemoryStore, StoredJob, copied
+from .memory_lanes import StoredJob
+from .memory_store import MemoryStore, copied
 
 __all__ = ["MemoryBackend", "MemoryStore"]
 
@@ -55,7 +65,17 @@ __all__ = ["MemoryBackend", "MemoryStore"]
 class MemoryBackend(Backend):
     """Jobs in this process. See `MemoryStore`."""
 
-    capabilities = Capabilities(durable=False, shared=False)
+    capabilities = Capabilities(
+        durable=False,
+        shared=False,
+        unique_windows=True,
+        dependencies=True,
+        limits=True,
+        fair=True,
+        schedules=True,
+        capacity=True,
+        steps=True,
+    )
 
     def __init__(self, store: MemoryStore | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.store = store if store is not None else MemoryStore(clock)
@@ -73,28 +93,20 @@ class MemoryBackend(Backend):
         store = self.store
         with store.lock:
             now_ms = store.clock.now_ms()
-            self._refuse_conflicts(specs)
-            answers = [store.add(spec, now_ms) for spec in specs]
-        topics = {queue_topic(spec.queue) for spec in specs}
+            store.refuse(specs, now_ms)
+            answers = store.add(specs, now_ms)
+            store.serve(now_ms)
+            topics = self._rung({queue_topic(spec.queue) for spec in specs})
         if any(spec.delay_ms > 0 for spec in specs):
             topics.add(DUE_TOPIC)
         store.bells.ring(topics)
         return answers
 
-    def _refuse_conflicts(self, specs: Sequence[JobSpec]) -> None:
-        """Raise for `on_conflict='refuse'` before anything of the call is stored."""
-        taken: dict[tuple[str, str], str] = {}
-        seen: set[str] = set()
-        for spec in specs:
-            repeated = spec.id in self.store.jobs or spec.id in seen
-            seen.add(spec.id)
-            if spec.unique is None or repeated:
-                continue
-            slot = (spec.queue, spec.unique.key)
-            holder = self.store.unique.get(slot) or taken.get(slot)
-            if holder is not None and spec.unique.on_conflict == "refuse":
-                raise UniqueConflict(spec.unique.key, holder)
-            taken.setdefault(slot, spec.id)
+    def _rung(self, topics: set[str]) -> set[str]:
+        """Answer what a verb rings: `topics` and what its moves left to ring."""
+        topics |= self.store.rung
+        self.store.rung.clear()
+        return topics
 
     async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> list[Claimed]:
         check_limit(limit)
@@ -107,13 +119,7 @@ class MemoryBackend(Backend):
             held = store.held.setdefault(worker, set())
             token = str(next(store.tokens))
             for queue in queues:
-                ready = store.ready.get(queue)
-                if ready is None or (queue in store.settings and store.settings[queue].paused):
-                    continue
-                while len(claimed) < limit and (entry := ready.pop()) is not None:
-                    _, _, push, job = entry
-                    if job.state is not State.PENDING or job.place[2] != push:
-                        continue  # cancelled, deleted or moved since it was put there
+                for job in store.take(queue, limit - len(claimed), now_ms):
                     job.state = State.RUNNING
                     job.attempt += 1
                     job.token = token
@@ -140,6 +146,8 @@ class MemoryBackend(Backend):
                             job.workflow,
                         )
                     )
+            topics = self._rung(set())
+        store.bells.ring(topics)
         return claimed
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Verdict]:
@@ -156,6 +164,8 @@ class MemoryBackend(Backend):
                     continue
                 self._apply(job, settlement, now_ms, topics)
                 verdicts.append(Verdict.APPLIED)
+            store.serve(now_ms)
+            topics = self._rung(topics)
         store.bells.ring(topics)
         return verdicts
 
@@ -178,9 +188,13 @@ class MemoryBackend(Backend):
         else:
             store.start_over(job, settlement.delay_ms, now_ms)
             topics.add(queue_topic(job.queue) if settlement.delay_ms <= 0 else DUE_TOPIC)
-        for spec in settlement.follow_ups:
-            store.add(spec, now_ms)
-            topics.add(queue_topic(spec.queue) if spec.delay_ms <= 0 else DUE_TOPIC)
+        if settlement.follow_ups:
+            self._add_rest(settlement.follow_ups, now_ms, topics)
+
+    def _add_rest(self, specs: Sequence[JobSpec], now_ms: int, topics: set[str]) -> None:
+        """Store what follows from a move: no capacity holds, and a held key leaves a job out."""
+        self.store.add(specs, now_ms)
+        topics.update(queue_topic(spec.queue) if spec.delay_ms <= 0 else DUE_TOPIC for spec in specs)
 
     async def heartbeat(self, worker: WorkerInfo, lease_ms: int, notes: Sequence[Note] = ()) -> Pulse:
         check_batch(notes)
@@ -192,6 +206,8 @@ class MemoryBackend(Backend):
                 if job is not None and job.state is State.RUNNING and job.token == note.token:
                     job.progress = note.progress if note.progress is not None else job.progress
                     job.progress_note = note.text if note.text is not None else job.progress_note
+                    if note.step is not None:
+                        job.steps = {**(job.steps or {}), note.step: note.result}
             held = [store.jobs[job_id] for job_id in store.held.get(worker.id, ())]
             return Pulse(
                 held={job.id: job.token or "" for job in held},
@@ -206,7 +222,9 @@ class MemoryBackend(Backend):
             now_ms = store.clock.now_ms()
             for job in lost:
                 store.lapse(job, reason, now_ms)
-        self._ring_moved(lost)
+            store.serve(now_ms)
+            topics = self._rung(_moved_topics(lost))
+        store.bells.ring(topics)
         return len(lost)
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
@@ -231,11 +249,63 @@ class MemoryBackend(Backend):
             for worker in [w for w, (_, end) in store.workers.items() if end <= now_ms and not store.held.get(w)]:
                 del store.workers[worker]
             dropped = self._drop_old(limit, keep, now_ms)
-            while store.due and store.due[0][3].place != store.due[0][:3]:
-                heapq.heappop(store.due)
-            next_due_ms = max(0, store.due[0][0] - now_ms) if store.due else None
-        self._ring_moved(moved)
-        return Ticked(promoted=promoted, lapsed=len(moved) - promoted, dropped=dropped, next_due_ms=next_due_ms)
+            freed = store.serve(now_ms, limit)
+            opened = [queue for queue, at_ms in store.openings.items() if at_ms <= now_ms]
+            for queue in opened:
+                del store.openings[queue]
+            store.limits.forget_full(now_ms)
+            topics = self._rung(_moved_topics(moved) | {queue_topic(queue) for queue in opened})
+            ticked = Ticked(
+                promoted=promoted,
+                lapsed=len(moved) - promoted,
+                dropped=dropped,
+                freed=freed,
+                next_due_ms=self._next_due_ms(now_ms),
+                now_ms=now_ms,
+                schedules=tuple(one for _, one in sorted(store.schedules.items()) if wants_planning(one, now_ms))[
+                    :SCHEDULES_A_TICK
+                ],
+            )
+        store.bells.ring(topics - {DUE_TOPIC})
+        return ticked
+
+    def _next_due_ms(self, now_ms: int) -> int | None:
+        """Answer in how many ms time has to be moved on again; 0: at once."""
+        store = self.store
+        while store.due and store.due[0][3].place != store.due[0][:3]:
+            heapq.heappop(store.due)
+        if store.unserved:
+            return 0
+        instants = [store.due[0][0]] if store.due else []
+        instants += store.openings.values()
+        instants += [
+            now_ms if one.next_ms is None else one.next_ms for one in store.schedules.values() if not one.paused
+        ]
+        return max(0, min(instants) - now_ms) if instants else None
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Verdict]:
+        for firing in firings:
+            check_specs(firing.specs, self.capabilities)
+        check_batch(firings)
+        store = self.store
+        topics: set[str] = set()
+        verdicts = []
+        with store.lock:
+            now_ms = store.clock.now_ms()
+            for firing in firings:
+                schedule = store.schedules.get(firing.name)
+                if schedule is None or not may_fire(schedule, firing):
+                    verdicts.append(Verdict.STALE)
+                    continue
+                self._add_rest(firing.specs, now_ms, topics)
+                store.schedules[firing.name] = msgspec.structs.replace(
+                    schedule, done_ms=firing.new_done_ms, next_ms=firing.next_ms
+                )
+                verdicts.append(Verdict.APPLIED)
+            store.serve(now_ms)
+            topics = self._rung(topics)
+        store.bells.ring(topics)
+        return verdicts
 
     def _drop_old(self, limit: int, keep: Keep, now_ms: int) -> int:
         store = self.store
@@ -246,16 +316,19 @@ class MemoryBackend(Backend):
             (State.CANCELLED, keep.cancelled_ms),
         ):
             ended = store.ended[state]
+            kept: list[tuple[int, str]] = []
             while ended and ended[0][0] + keep_ms <= now_ms and dropped < limit:
                 at_ms, job_id = ended.popleft()
                 job = store.jobs.get(job_id)
-                if job is not None and job.state is state and job.finished_at_ms == at_ms:
-                    del store.jobs[job_id]
-                    dropped += 1
+                if job is None or job.state is not state or job.finished_at_ms != at_ms:
+                    continue
+                if store.has_live_child(job):
+                    kept.append((at_ms, job_id))
+                    continue
+                store.forget(job, now_ms)
+                dropped += 1
+            ended.extendleft(reversed(kept))
         return dropped
-
-    def _ring_moved(self, moved: Sequence[StoredJob]) -> None:
-        self.store.bells.ring({job_topic(job.id) if job.state in TERMINAL else queue_topic(job.queue) for job in moved})
 
     def watch(self, topics: Sequence[str]) -> Bell:
         return self.store.bells.watch(topics)
@@ -265,48 +338,26 @@ class MemoryBackend(Backend):
     async def get(self, ids: Sequence[str]) -> list[JobRecord | None]:
         check_batch(ids)
         with self.store.lock:
-            return [_record(job) if (job := self.store.jobs.get(job_id)) is not None else None for job_id in ids]
+            return looking.get(self.store, ids)
 
     async def find(self, query: Query) -> Page:
-        limit = page_limit(query)
-        before = parse_cursor(query.cursor)
+        page_limit(query)
+        parse_cursor(query.cursor)
         with self.store.lock:
-            matching = [job for job in self.store.jobs.values() if _matches(job, query)]
-            matching.sort(key=lambda job: job.seq, reverse=not query.oldest_first)
-            if before is not None:
-                matching = [job for job in matching if (job.seq > before if query.oldest_first else job.seq < before)]
-            page = [_record(job) for job in matching[:limit]]
-        more = len(matching) > limit
-        return Page(page, str(matching[limit - 1].seq) if more else None)
+            return looking.find(self.store, query)
 
     async def counts(self) -> dict[str, QueueCounts]:
-        store = self.store
-        with store.lock:
-            now_ms = store.clock.now_ms()
-            found = Counter((job.queue, job.state) for job in store.jobs.values())
-            oldest: dict[str, int] = {}
-            for job in store.jobs.values():
-                if job.state is State.PENDING:
-                    oldest[job.queue] = min(oldest.get(job.queue, job.due_at_ms), job.due_at_ms)
-            names = {queue for queue, _ in found} | set(store.settings)
-            return {
-                name: QueueCounts(
-                    states={state: found[name, state] for state in State if found[name, state]},
-                    oldest_pending_ms=max(0, now_ms - oldest[name]) if name in oldest else None,
-                    paused=bool(name in store.settings and store.settings[name].paused),
-                )
-                for name in sorted(names)
-            }
+        with self.store.lock:
+            return looking.counts(self.store)
+
+    async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
+        check_limit(limit)
+        with self.store.lock:
+            return looking.workflows(self.store, limit, before)
 
     async def workers(self) -> list[WorkerInfo]:
-        store = self.store
-        with store.lock:
-            now_ms = store.clock.now_ms()
-            return [
-                msgspec.structs.replace(info, lease_left_ms=end - now_ms, running=len(store.held.get(worker, ())))
-                for worker, (info, end) in sorted(store.workers.items())
-                if end > now_ms
-            ]
+        with self.store.lock:
+            return looking.workers(self.store)
 
     # ---- steer -----------------------------------------------------------------------------------------
 
@@ -329,9 +380,13 @@ class MemoryBackend(Backend):
                     answers.append(Steered.REQUESTED)
                 else:
                     job.cancel_requested = True
+                    job.waiting_on.clear()
+                    job.waiting_for = 0
                     store.end(job, State.CANCELLED, now_ms)
                     topics.add(job_topic(job_id))
                     answers.append(Steered.DONE)
+            store.serve(now_ms)
+            topics = self._rung(topics)
         store.bells.ring(topics)
         return answers
 
@@ -354,18 +409,24 @@ class MemoryBackend(Backend):
             return Steered.LIVE
         queue = request.queue if request.queue is not None else job.queue
         if job.unique is not None:
-            if store.unique.get((queue, job.unique)) is not None:
+            if store.holder((queue, job.unique), now_ms) not in {None, job.id}:
                 return Steered.CONFLICT
             store.unique[queue, job.unique] = job.id
         job.queue = queue
-        job.payload = request.payload if request.payload is not None else job.payload
+        if request.payload is not None and request.payload != job.payload:
+            job.payload = request.payload
+            job.steps = None
         job.priority = request.priority if request.priority is not None else job.priority
         job.max_attempts = request.max_attempts if request.max_attempts is not None else job.max_attempts
         job.attempt = 0
         job.result = job.finished_at_ms = job.started_at_ms = job.parked_at_ms = None
         job.progress = job.progress_note = None
-        job.cancel_requested = False
-        store.start_over(job, request.delay_ms, now_ms)
+        job.cancel_requested = job.held_by_parent = False
+        if store.wait_for_parents(job):
+            job.due_at_ms = job.created_at_ms + request.delay_ms
+        else:
+            store.start_over(job, request.delay_ms, now_ms)
+        store.revive_children(job, now_ms)
         topics.add(queue_topic(queue) if request.delay_ms <= 0 else DUE_TOPIC)
         return Steered.DONE
 
@@ -373,8 +434,9 @@ class MemoryBackend(Backend):
         check_batch(ids)
         store = self.store
         answers = []
-        topics = set()
+        topics: set[str] = set()
         with store.lock:
+            now_ms = store.clock.now_ms()
             for job_id in ids:
                 job = store.jobs.get(job_id)
                 if job is None:
@@ -382,44 +444,44 @@ class MemoryBackend(Backend):
                 elif job.state is State.RUNNING:
                     answers.append(Steered.LIVE)
                 else:
-                    if job.unique is not None:
-                        store.free_unique(job)
-                    job.place = (0, 0, 0)  # voids its entries in the heaps
-                    del store.jobs[job_id]
+                    store.forget(job, now_ms)
                     topics.add(job_topic(job_id))
                     answers.append(Steered.DONE)
+            store.serve(now_ms)
+            topics = self._rung(topics)
         store.bells.ring(topics)
         return answers
 
     async def queues(self, changes: Sequence[QueueChange] = ()) -> dict[str, QueueChange]:
         check_changes(changes, self.capabilities)
-        store = self.store
-        with store.lock:
-            for change in changes:
-                old = store.settings.get(change.queue, QueueChange(queue=change.queue, paused=False))
-                paused = change.paused if change.paused is not None else old.paused
-                store.settings[change.queue] = QueueChange(queue=change.queue, paused=paused)
-            answer = dict(sorted(store.settings.items()))
-        store.bells.ring([queue_topic(change.queue) for change in changes])
+        with self.store.lock:
+            answer = settings.change_queues(self.store, changes)
+        self.store.bells.ring([queue_topic(change.queue) for change in changes])
+        return answer
+
+    async def limits(
+        self, changes: Sequence[Limit] = (), *, about: tuple[str, str | None] | None = None
+    ) -> list[Limit]:
+        check_batch(changes)
+        for change in changes:
+            check_limit_change(change)
+        topics: list[str] = []
+        with self.store.lock:
+            if changes:
+                settings.change_limits(self.store, changes)
+                topics = [queue_topic(queue) for queue in self.store.lanes]
+            answer = settings.limits(self.store, about)
+        self.store.bells.ring(topics)
+        return answer
+
+    async def schedules(self, changes: Sequence[ScheduleChange] = ()) -> list[Schedule]:
+        check_batch(changes)
+        with self.store.lock:
+            answer = settings.change_schedules(self.store, changes)
+        if changes:
+            self.store.bells.ring([DUE_TOPIC])
         return answer
 
 
-def _matches(job: StoredJob, query: Query) -> bool:
-    return (
-        (not query.states or job.state in query.states)
-        and (query.queue is None or job.queue == query.queue)
-        and (query.type is None or job.type == query.type)
-        and (query.tag is None or query.tag in job.tags)
-        and (query.key is None or job.key == query.key)
-        and (query.created_from_ms is None or job.created_at_ms >= query.created_from_ms)
-        and (query.created_before_ms is None or job.created_at_ms < query.created_before_ms)
-    )
-
-
-_RECORD_FIELDS = JobRecord.__struct_fields__
-
-
-def _record(job: StoredJob) -> JobRecord:
-    record = JobRecord(**{name: getattr(job, name) for name in _RECORD_FIELDS})
-    record.meta = copied(job.meta)
-    return record
+def _moved_topics(moved: Sequence[StoredJob]) -> set[str]:
+    return {job_topic(job.id) if job.state in TERMINAL else queue_topic(job.queue) for job in moved}

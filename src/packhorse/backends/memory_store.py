@@ -6,59 +6,30 @@ import heapq
 import itertools
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
 
 from ..clock import SYSTEM_CLOCK, Clock
-from ..job import TERMINAL, JobError, JobRecord, JobSpec, State, Unique, rank
-from .base import Enqueued, QueueChange, WorkerInfo, add_error, lapse_landing
+from ..errors import QueueFull, UniqueConflict, UnknownParent
+from ..job import LAPSED, LIVE, TERMINAL, JobError, JobSpec, State, fair_turn, rank
+from .base import (
+    BATCH_MAX,
+    DUE_TOPIC,
+    REPLACEABLE,
+    Enqueued,
+    QueueChange,
+    Schedule,
+    WorkerInfo,
+    add_error,
+    holds_key,
+    lapse_landing,
+    parent_failed,
+    queue_topic,
+    replaced_by,
+)
 from .bells import Bells
+from .memory_lanes import Entry, Limits, QueueLanes, StoredJob, TypeLanes
 
-
-class StoredJob(JobRecord, kw_only=True):
-    """A job as this store keeps it."""
-
-    seq: int
-    token: str | None = None
-    parked_at_ms: int | None = None
-    unique_spec: Unique | None = None
-    place: tuple[int, int, int] = (0, 0, 0)  # its entry in the ready or due heap; any other entry is out of date
-
-
-#: (rank or instant, seq, number of the push, job): the push makes every entry different.
-Entry = tuple[int, int, int, StoredJob]
-
-
-class Ready:
-    """The pending jobs of one queue, best rank first.
-
-    Jobs of one priority mostly come in order: they wait in a lane each, and a claim costs the same however many wait.
-    Only what comes out of order (a retry, a clock set back) goes to a heap.
-    """
-
-    def __init__(self) -> None:
-        self._lanes: dict[int, deque[Entry]] = {}
-        self._late: list[Entry] = []
-
-    def push(self, entry: Entry) -> None:
-        """Add a job."""
-        priority = entry[3].priority
-        lane = self._lanes.get(priority)
-        if lane is None:
-            lane = self._lanes[priority] = deque()
-        if not lane or lane[-1] < entry:
-            lane.append(entry)
-        else:
-            heapq.heappush(self._late, entry)
-
-    def pop(self) -> Entry | None:
-        """Take the best entry; None when there is none. It may be out of date, see `StoredJob.place`."""
-        best: Entry | None = self._late[0] if self._late else None
-        source: deque[Entry] | None = None
-        for lane in self._lanes.values():
-            if lane and (best is None or lane[0] < best):
-                best, source = lane[0], lane
-        if source is not None:
-            return source.popleft()
-        return heapq.heappop(self._late) if self._late else None
+_BAD = frozenset({State.FAILED, State.CANCELLED})
 
 
 class MemoryStore:
@@ -69,28 +40,39 @@ class MemoryStore:
         self.lock = threading.Lock()
         self.bells = Bells()
         self.jobs: dict[str, StoredJob] = {}
-        self.ready: dict[str, Ready] = {}
+        self.lanes: dict[str, QueueLanes] = {}  # the pending jobs of each queue
+        self.limits = Limits()
+        self.openings: dict[str, int] = {}  # queue → when a rate that held something back lets it start
+        self.rung: set[str] = set()  # topics to ring once the move is made
         self.due: list[Entry] = []  # heap by (due_at_ms, seq)
         self.ended: dict[State, deque[tuple[int, str]]] = {state: deque() for state in TERMINAL}
-        self.unique: dict[tuple[str, str], str] = {}  # (queue, key) → id of the live job that holds it
+        self.unique: dict[tuple[str, str], str] = {}  # (queue, key) → id of the job that took it last
         self.workers: dict[str, tuple[WorkerInfo, int]] = {}  # id → info, lease end
         self.held: dict[str, set[str]] = {}  # worker → ids of its running jobs
         self.settings: dict[str, QueueChange] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self.unserved: deque[tuple[str, State, Iterator[str]]] = deque()  # ended parents whose children do not know yet
         self.seq = itertools.count(1)
         self.tokens = itertools.count(1)
         self.pushes = itertools.count(1)
 
     # Each of these is one move; the caller holds the lock.
 
+    # ---- places ------------------------------------------------------------------------------------------
+
     def make_ready(self, job: StoredJob, at_ms: int) -> None:
-        """Make a job pending since `at_ms`, in its queue's lane."""
+        """Make a job pending since `at_ms`, at its place in its queue."""
         job.state = State.PENDING
         job.due_at_ms = at_ms
-        place = job.place = (rank(at_ms, job.priority), job.seq, next(self.pushes))
-        ready = self.ready.get(job.queue)
-        if ready is None:
-            ready = self.ready[job.queue] = Ready()
-        ready.push((*place, job))
+        job.lane = self.limits.lane(job)
+        lanes = self.lanes.get(job.queue)
+        if lanes is None:
+            lanes = self.lanes[job.queue] = QueueLanes()
+        turn_ms = at_ms
+        if job.key is not None:
+            turn_ms = fair_turn(at_ms, lanes.front_ms, lanes.last_ms(job.key, job.priority))
+        place = job.place = (rank(turn_ms, job.priority), job.seq, next(self.pushes))
+        lanes.enter((*place, job))
 
     def make_due(self, job: StoredJob, due_at_ms: int) -> None:
         """Make a job scheduled for `due_at_ms`."""
@@ -106,21 +88,99 @@ class MemoryStore:
         else:
             self.make_ready(job, now_ms)
 
-    def end(self, job: StoredJob, state: State, now_ms: int) -> None:
-        """End a job in a terminal `state`; its unique key is free."""
-        job.state = state
-        job.finished_at_ms = now_ms
+    def leave_place(self, job: StoredJob) -> None:
+        """Void a job's place, for it is about to leave its state."""
+        if job.state is State.PENDING:
+            self.lanes[job.queue].leave(job)
         job.place = (0, 0, 0)  # voids its entries in the heaps, so that `next_due_ms` forgets it
-        self.ended[state].append((now_ms, job.id))
-        if job.unique is not None:
-            self.free_unique(job)
 
-    def free_unique(self, job: StoredJob) -> None:
-        """Let go of a job's unique key, if it still holds it."""
-        assert job.unique is not None
-        slot = (job.queue, job.unique)
-        if self.unique.get(slot) == job.id:
-            del self.unique[slot]
+    # ---- claims ------------------------------------------------------------------------------------------
+
+    def take(self, queue: str, limit: int, now_ms: int) -> Iterator[StoredJob]:
+        """Take the best jobs of a queue that limits let start; what is taken is pending no more."""
+        lanes = self.lanes.get(queue)
+        if lanes is None or (queue in self.settings and self.settings[queue].paused):
+            return
+        if not self.limits.limited and not lanes.limited:
+            while limit > 0 and (entry := lanes.open.pop()) is not None:
+                lanes.leave(entry[3], claimed=True)
+                yield entry[3]
+                limit -= 1
+            return
+        shut: set[str] = set()
+        aside: list[tuple[TypeLanes, str]] = []
+        for of_type in lanes.limited.values():
+            of_type.wake(now_ms)
+        while limit > 0 and (job := self._next(queue, lanes, shut, aside, now_ms)) is not None:
+            lanes.leave(job, claimed=True)
+            if job.lane is not None:
+                self.limits.use(job, now_ms)
+            yield job
+            limit -= 1
+        for of_type, lane in aside:
+            of_type.show(lane)
+        for job_type in [name for name, of_type in lanes.limited.items() if not of_type.lanes]:
+            del lanes.limited[job_type]
+
+    def _next(
+        self, queue: str, lanes: QueueLanes, shut: set[str], aside: list[tuple[TypeLanes, str]], now_ms: int
+    ) -> StoredJob | None:
+        """Take the next job off its lane. Types that may not start are added to `shut`, lanes to `aside`."""
+        while True:
+            first = lanes.open.peek()
+            best = (first[0], first[1], "") if first is not None else None
+            source: TypeLanes | None = None
+            for job_type, of_type in lanes.limited.items():
+                head = of_type.best() if job_type not in shut else None
+                if head is not None and (best is None or head[:2] < best[:2]):
+                    best, source = head, of_type
+            if best is None:
+                return None
+            lane = best[2]
+            ready = lanes.open if source is None else source.lanes[lane]
+            entry = ready.peek()
+            assert entry is not None
+            job = entry[3]
+            wanted = self.limits.lane(job)
+            if wanted == job.lane and (source is None or self._may_start(queue, job, source, shut, aside, now_ms)):
+                ready.pop()
+                if source is not None:
+                    source.show(lane)
+                return job
+            if wanted != job.lane:  # the limits of its type were changed since it came here
+                ready.pop()
+                if source is not None:
+                    source.show(lane)
+                job.lane = wanted
+                lanes.push(entry)
+
+    def _may_start(
+        self,
+        queue: str,
+        job: StoredJob,
+        source: TypeLanes,
+        shut: set[str],
+        aside: list[tuple[TypeLanes, str]],
+        now_ms: int,
+    ) -> bool:
+        assert job.lane is not None
+        for limit, name in self.limits.of(job.type, job.key):
+            room, opens_at_ms = self.limits.free(limit, name, now_ms)
+            if room > 0:
+                continue
+            if opens_at_ms is not None and opens_at_ms < self.openings.get(queue, opens_at_ms + 1):
+                self.openings[queue] = opens_at_ms
+                self.rung.add(DUE_TOPIC)
+            if name[1] is None:
+                shut.add(job.type)
+            else:
+                source.leave_out(job.lane)
+                if opens_at_ms is not None:
+                    source.sleep(job.lane, opens_at_ms)
+                else:
+                    aside.append((source, job.lane))
+            return False
+        return True
 
     def let_go(self, job: StoredJob) -> None:
         """Take a running job from its worker: the token is void from here on."""
@@ -128,56 +188,257 @@ class MemoryStore:
             ids = self.held.get(job.worker)
             if ids is not None:
                 ids.discard(job.id)
+        if job.lane is not None:
+            self.limits.count(job, -1)
+            self.rung.update(queue_topic(name) for name, lanes in self.lanes.items() if job.type in lanes.limited)
         job.token = None
         job.worker = None
 
-    def add(self, spec: JobSpec, now_ms: int) -> Enqueued:
-        """Store a job unless its id or its unique key is there already."""
-        if spec.id in self.jobs:
-            return Enqueued(spec.id, False)
-        if spec.unique is not None:
-            slot = (spec.queue, spec.unique.key)
-            holder = self.unique.get(slot)
-            if holder is not None:
-                return Enqueued(holder, False)
-            self.unique[slot] = spec.id
-        job = StoredJob(
-            seq=next(self.seq),
-            id=spec.id,
-            type=spec.type,
-            queue=spec.queue,
-            state=State.PENDING,
-            payload=spec.payload,
-            priority=spec.priority,
-            attempt=0,
-            max_attempts=spec.max_attempts,
-            timeout_ms=spec.timeout_ms,
-            created_at_ms=now_ms,
-            due_at_ms=now_ms,
-            key=spec.key,
-            tags=spec.tags,
-            meta=copied(spec.meta),
-            unique=spec.unique.key if spec.unique is not None else None,
-            unique_spec=spec.unique,
-            workflow=spec.workflow,
-            schedule=spec.schedule,
-            slot_at_ms=spec.slot_at_ms,
-        )
-        self.jobs[spec.id] = job
-        self.start_over(job, spec.delay_ms, now_ms)
-        return Enqueued(spec.id, True)
+    # ---- ends --------------------------------------------------------------------------------------------
+
+    def end(self, job: StoredJob, state: State, now_ms: int) -> None:
+        """End a job in a terminal `state`. Its children hear of it in `serve`."""
+        self.leave_place(job)
+        job.state = state
+        job.finished_at_ms = now_ms
+        self.ended[state].append((now_ms, job.id))
+        if job.children:
+            self.unserved.append((job.id, state, iter(list(job.children))))
+
+    def serve(self, now_ms: int, budget: int = BATCH_MAX) -> int:
+        """Tell the children of ended jobs, at most `budget` of them; answers how many were told."""
+        served = 0
+        while self.unserved and served < budget:
+            parent, state, children = self.unserved[0]
+            job = self.jobs.get(parent)
+            if job is not None and job.state in LIVE:
+                self.unserved.popleft()  # it was rerun meanwhile: they wait for it again
+                continue
+            for child_id in itertools.islice(children, budget - served):
+                served += 1
+                self._parent_ended(self.jobs.get(child_id), parent, state, now_ms)
+            if served < budget:
+                self.unserved.popleft()
+        if self.unserved:
+            self.rung.add(DUE_TOPIC)
+        return served
+
+    def _parent_ended(self, child: StoredJob | None, parent: str, state: State, now_ms: int) -> None:
+        if child is None or child.state is not State.WAITING or parent not in child.waiting_on:
+            return
+        child.waiting_on.discard(parent)
+        child.waiting_for = len(child.waiting_on)
+        if state in _BAD and child.after_failed == "cancel":
+            self._cancel_for_parent(child, parent, state, now_ms)
+        elif not child.waiting_on:
+            self.start_over(child, child.due_at_ms - child.created_at_ms, now_ms)
+            self.rung.add(queue_topic(child.queue))
+
+    def _cancel_for_parent(self, child: StoredJob, parent: str, state: State, now_ms: int) -> None:
+        child.errors = add_error(child.errors, parent_failed(parent, state, now_ms))
+        child.held_by_parent = True
+        child.waiting_on.clear()
+        child.waiting_for = 0
+        self.rung.add(f"job:{child.id}")
+        self.end(child, State.CANCELLED, now_ms)
+
+    def wait_for_parents(self, job: StoredJob) -> bool:
+        """Make a job wait for those of its parents that have not ended; answers whether there are any."""
+        job.waiting_on = {parent for parent in job.after if parent in self.jobs and self.jobs[parent].state in LIVE}
+        job.waiting_for = len(job.waiting_on)
+        if job.waiting_on:
+            job.state = State.WAITING
+        return bool(job.waiting_on)
+
+    def revive_children(self, parent: StoredJob, now_ms: int) -> None:
+        """Let the children that were cancelled because of a parent wait for it again, and theirs in turn."""
+        revived = deque([parent])
+        while revived:
+            for child_id in revived.popleft().children:
+                child = self.jobs.get(child_id)
+                if child is None or child.state is not State.CANCELLED or not child.held_by_parent:
+                    continue
+                parents = [self.jobs[name] for name in child.after if name in self.jobs]
+                if any(other.state in _BAD for other in parents):
+                    continue
+                if child.unique is not None and self.holder((child.queue, child.unique), now_ms) not in {
+                    None,
+                    child.id,
+                }:
+                    continue
+                if child.unique is not None:
+                    self.unique[child.queue, child.unique] = child.id
+                child.held_by_parent = False
+                child.finished_at_ms = None
+                self.wait_for_parents(child)
+                revived.append(child)
+
+    def forget(self, job: StoredJob, now_ms: int) -> None:
+        """Remove a job that does not run. For its children it counts as cancelled if it had not ended."""
+        if job.state in LIVE:
+            self.end(job, State.CANCELLED, now_ms)
+        job.place = (0, 0, 0)
+        if job.unique is not None and self.unique.get((job.queue, job.unique)) == job.id:
+            del self.unique[job.queue, job.unique]
+        for parent in job.after:
+            if parent in self.jobs:
+                self.jobs[parent].children.pop(job.id, None)
+        del self.jobs[job.id]
+
+    def has_live_child(self, job: StoredJob) -> bool:
+        """Tell whether a job must be kept because a child of it has not ended."""
+        return any(child in self.jobs and self.jobs[child].state in LIVE for child in job.children)
 
     def lapse(self, job: StoredJob, reason: str, now_ms: int) -> None:
         """Take a running job from a lost worker: it starts over, or ends with its last attempt."""
-        job.errors = add_error(
-            job.errors, JobError(attempt=job.attempt, at_ms=now_ms, kind="LeaseLapsed", message=reason)
-        )
+        job.errors = add_error(job.errors, JobError(attempt=job.attempt, at_ms=now_ms, kind=LAPSED, message=reason))
         self.let_go(job)
         state = lapse_landing(job.attempt, job.max_attempts, job.cancel_requested)
         if state is State.PENDING:
             self.make_ready(job, now_ms)
         else:
             self.end(job, state, now_ms)
+
+    # ---- new jobs ----------------------------------------------------------------------------------------
+
+    def holder(self, slot: tuple[str, str], now_ms: int) -> str | None:
+        """Answer which job holds a unique key."""
+        job = self.jobs.get(self.unique.get(slot, ""))
+        if job is None or job.unique_spec is None or (job.queue, job.unique) != slot:
+            return None
+        return job.id if holds_key(job.unique_spec, job.state, job.created_at_ms, now_ms) else None
+
+    def refuse(self, specs: Sequence[JobSpec], now_ms: int) -> None:
+        """Raise what refuses a call, before anything of it is stored."""
+        ids = {spec.id for spec in specs}
+        taken: dict[tuple[str, str], JobSpec] = {}
+        room: dict[str, int] = {}
+        seen: set[str] = set()
+        for spec in specs:
+            for parent in spec.after:
+                if parent not in ids and parent not in self.jobs:
+                    raise UnknownParent(parent)
+            if spec.id in self.jobs or spec.id in seen:
+                continue
+            seen.add(spec.id)
+            if spec.unique is not None:
+                slot = (spec.queue, spec.unique.key)
+                if not self._gets_key(spec, slot, taken, room, now_ms):
+                    continue
+                taken[slot] = spec
+            if _counts(spec):
+                room[spec.queue] = room.get(spec.queue, 0) + 1
+        for queue, count in room.items():
+            capacity = self.settings[queue].capacity if queue in self.settings else None
+            pending = self.lanes[queue].count if queue in self.lanes else 0
+            if capacity and count > 0 and pending + count > capacity:
+                raise QueueFull(queue, capacity)
+
+    def _gets_key(
+        self,
+        spec: JobSpec,
+        slot: tuple[str, str],
+        taken: dict[tuple[str, str], JobSpec],
+        room: dict[str, int],
+        now_ms: int,
+    ) -> bool:
+        """Tell whether a spec of a call gets its unique key; raises UniqueConflict where it is to."""
+        assert spec.unique is not None
+        earlier, holder = taken.get(slot), self.holder(slot, now_ms)
+        if earlier is None and holder is None:
+            return True
+        if spec.unique.on_conflict == "refuse":
+            raise UniqueConflict(spec.unique.key, earlier.id if earlier is not None else holder or "")
+        if spec.unique.on_conflict != "replace":
+            return False
+        if earlier is not None:
+            room[spec.queue] = room.get(spec.queue, 0) - _counts(earlier)
+            return True
+        held_by = self.jobs[holder or ""]
+        if held_by.state is State.PENDING:
+            room[spec.queue] = room.get(spec.queue, 0) - 1
+        return held_by.state in REPLACEABLE
+
+    def add(self, specs: Sequence[JobSpec], now_ms: int) -> list[Enqueued]:
+        """Store jobs unless their id or unique key is there already. `after` may name one whose key was held."""
+        answers: list[Enqueued] = []
+        instead: dict[str, str] = {}
+        children: list[tuple[StoredJob, JobSpec]] = []
+        for spec in specs:
+            answer = self._add(spec, now_ms)
+            answers.append(answer)
+            if answer.id != spec.id:
+                instead[spec.id] = answer.id
+            if spec.after and answer.created:
+                children.append((self.jobs[spec.id], spec))
+        for job, spec in children:
+            if job.state is State.WAITING:  # else it was replaced by another of this call
+                self._join_family(job, spec, instead, now_ms)
+        return answers
+
+    def _add(self, spec: JobSpec, now_ms: int) -> Enqueued:
+        if spec.id in self.jobs:
+            return Enqueued(spec.id, False)
+        if spec.unique is not None:
+            slot = (spec.queue, spec.unique.key)
+            holder = self.holder(slot, now_ms)
+            if holder is not None:
+                job = self.jobs[holder]
+                if spec.unique.on_conflict != "replace" or job.state not in REPLACEABLE:
+                    return Enqueued(holder, False)
+                job.errors = add_error(job.errors, replaced_by(spec.id, now_ms))
+                self.end(job, State.CANCELLED, now_ms)
+                self.rung.add(f"job:{job.id}")
+            self.unique[slot] = spec.id
+        job = StoredJob(
+            seq=next(self.seq),
+            id=spec.id,
+            type=spec.type,
+            queue=spec.queue,
+            state=State.WAITING,
+            payload=spec.payload,
+            priority=spec.priority,
+            attempt=0,
+            max_attempts=spec.max_attempts,
+            timeout_ms=spec.timeout_ms,
+            created_at_ms=now_ms,
+            due_at_ms=now_ms + max(0, spec.delay_ms),
+            key=spec.key,
+            tags=spec.tags,
+            meta=copied(spec.meta),
+            unique=spec.unique.key if spec.unique is not None else None,
+            unique_spec=spec.unique,
+            after_failed=spec.after_failed,
+            workflow=spec.workflow,
+            node=spec.node,
+            schedule=spec.schedule,
+            slot_at_ms=spec.slot_at_ms,
+        )
+        self.jobs[spec.id] = job
+        if not spec.after:
+            self.start_over(job, spec.delay_ms, now_ms)
+        return Enqueued(spec.id, True)
+
+    def _join_family(self, job: StoredJob, spec: JobSpec, instead: dict[str, str], now_ms: int) -> None:
+        """Let a new job wait for its parents, or end because of one."""
+        job.after = tuple(dict.fromkeys(instead.get(parent, parent) for parent in spec.after))
+        for name in job.after:
+            parent = self.jobs.get(name)
+            if parent is not None:
+                parent.children[job.id] = None
+        for name in job.after:
+            parent = self.jobs.get(name)
+            state = parent.state if parent is not None else State.FAILED
+            if state in _BAD and job.after_failed == "cancel":
+                self._cancel_for_parent(job, name, state, now_ms)
+                return
+        if not self.wait_for_parents(job):
+            self.start_over(job, spec.delay_ms, now_ms)
+
+
+def _counts(spec: JobSpec) -> bool:
+    """Tell whether a new job takes room in its queue: delayed ones and those with parents are let in."""
+    return spec.delay_ms <= 0 and not spec.after
 
 
 def copied(meta: dict[str, str] | None) -> dict[str, str] | None:

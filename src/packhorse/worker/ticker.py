@@ -1,14 +1,16 @@
-"""Moves time on in the store: due jobs become pending, lapsed leases are made good, old jobs are dropped."""
+"""Moves time on in the store: due jobs become pending, lapsed leases are made good, slots of schedules become jobs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable, Iterator
 
-from ..backends.base import BATCH_MAX, DUE_TOPIC, Backend, Keep
+from ..backends.base import BATCH_MAX, DUE_TOPIC, SCHEDULES_A_TICK, Backend, Firing, Keep, Schedule, Ticked, Verdict
 from ..chance import Chance
 from ..clock import Clock
 from ..errors import PackhorseError
+from ..schedule import plan
 
 log = logging.getLogger("packhorse.ticker")
 
@@ -16,6 +18,12 @@ log = logging.getLogger("packhorse.ticker")
 _GAP_MS_MIN = 20
 #: At most this long, so that a dead worker's lapse is seen soon after its lease ran out.
 _GAP_MS_MAX = 1_000
+#: A schedule that cannot be planned here stays due for others who may know its zone. Do not look all the time.
+_BROKEN_GAP_MS = 250
+#: When only such schedules come any more, they are put off by this much, so that others get their turn.
+_BROKEN_PUT_OFF_MS = 60_000
+#: Names of such schedules that are remembered, to log each once.
+_BROKEN_KEPT_MAX = 10_000
 
 
 class Ticker:
@@ -26,6 +34,7 @@ class Ticker:
         self._keep = keep
         self._chance = chance
         self._clock = clock
+        self._broken: dict[str, int] = {}  # schedules that cannot be planned here: name → revision
 
     async def run(self) -> None:
         """Tick for ever; cancel it to stop."""
@@ -48,8 +57,77 @@ class Ticker:
         ticked = await self._backend.tick(BATCH_MAX, self._keep)
         if ticked.lapsed:
             log.warning("%d jobs whose worker was lost are made good", ticked.lapsed)
+        answered_ms = self._clock.boot_ms()
+        gap_ms = await self._fire(ticked)
+        gap_ms = max(1, gap_ms - (self._clock.boot_ms() - answered_ms))
         if max(ticked.promoted, ticked.lapsed, ticked.dropped) >= BATCH_MAX:
             return 1
-        if ticked.next_due_ms is None:
-            return _GAP_MS_MAX
-        return max(1, min(ticked.next_due_ms, _GAP_MS_MAX))
+        return gap_ms
+
+    # ---- schedules -------------------------------------------------------------------------------------
+
+    async def _fire(self, ticked: Ticked) -> int:
+        """Turn the slots that are due into jobs; answers how long after the tick the next thing is due, ms.
+
+        The store's own time decides what is due (FAILURES B36). Where another ticker was quicker, that is as good.
+        """
+        due_ms = _GAP_MS_MAX if ticked.next_due_ms is None else min(ticked.next_due_ms, _GAP_MS_MAX)
+        if not ticked.schedules:
+            return due_ms
+        crowded = len(ticked.schedules) >= SCHEDULES_A_TICK
+        firings = [
+            firing for one in ticked.schedules if (firing := self._plan(one, ticked.now_ms, crowded)) is not None
+        ]
+        for batch in _batches(firings):
+            verdicts = await self._backend.fire(batch)
+            for firing, verdict in zip(batch, verdicts, strict=True):
+                if firing.specs and verdict is Verdict.APPLIED:
+                    log.debug("schedule %s: %d slots", firing.name, len(firing.specs))
+        # What was planned is not due any more, so `next_due_ms`, which says that it was, is no news.
+        next_ms = min((firing.next_ms for firing in firings), default=ticked.now_ms + _GAP_MS_MAX)
+        if crowded:
+            return 1
+        ahead_ms = max(0, min(next_ms - ticked.now_ms, _GAP_MS_MAX))
+        if any(one.name in self._broken for one in ticked.schedules):
+            ahead_ms = min(ahead_ms, _BROKEN_GAP_MS)
+        return ahead_ms if due_ms <= _GAP_MS_MIN else min(ahead_ms, due_ms)
+
+    def _plan(self, schedule: Schedule, now_ms: int, crowded: bool) -> Firing | None:
+        """Plan one schedule. One that cannot be planned is logged once and stops no other."""
+        try:
+            firing = plan(schedule, now_ms)
+        except Exception as error:  # whatever somebody put into the store, perhaps with newer time zones
+            if self._broken.get(schedule.name) != schedule.revision:
+                log.error("schedule %s cannot be planned by this worker: %s", schedule.name, error)
+                if len(self._broken) >= _BROKEN_KEPT_MAX:
+                    self._broken.clear()
+                self._broken[schedule.name] = schedule.revision
+            return _put_off(schedule, now_ms) if crowded else None
+        if self._broken.pop(schedule.name, None) is not None:
+            log.info("schedule %s can be planned again", schedule.name)
+        return firing
+
+
+def _put_off(schedule: Schedule, now_ms: int) -> Firing:
+    """Let a schedule come again later; no slot of it is passed over."""
+    return Firing(
+        name=schedule.name,
+        revision=schedule.revision,
+        done_ms=schedule.done_ms,
+        new_done_ms=schedule.done_ms,
+        next_ms=now_ms + _BROKEN_PUT_OFF_MS,
+    )
+
+
+def _batches(firings: Iterable[Firing]) -> Iterator[list[Firing]]:
+    """Divide firings into calls of at most 1,000 jobs."""
+    batch: list[Firing] = []
+    jobs = 0
+    for firing in firings:
+        if batch and jobs + len(firing.specs) > BATCH_MAX:
+            yield batch
+            batch, jobs = [], 0
+        batch.append(firing)
+        jobs += len(firing.specs)
+    if batch:
+        yield batch

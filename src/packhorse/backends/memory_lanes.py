@@ -1,0 +1,280 @@
+"""The pending jobs of the memory backend: in order, and apart where a limit can hold them back.
+
+The caller of everything here holds the store's lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Iterable
+
+import msgspec
+
+from ..job import AGEING_MS, JobRecord, State, Unique
+from ..limits import lane_of, merge_limit, opens_at_ms, take, tokens
+from .messages import EACH_KEY, Limit
+
+
+class StoredJob(JobRecord, kw_only=True):
+    """A job as this store keeps it."""
+
+    seq: int
+    token: str | None = None
+    unique_spec: Unique | None = None
+    place: tuple[int, int, int] = (0, 0, 0)  # its entry in a lane or the due heap; any other entry is out of date
+    lane: str | None = None  # of its type, where that is limited; see packhorse.limits.lane_of
+    children: dict[str, None] = msgspec.field(default_factory=dict)
+    waiting_on: set[str] = msgspec.field(default_factory=set)
+    held_by_parent: bool = False  # cancelled because of a parent: revived with it
+
+
+#: (rank or instant, seq, number of the push, job): the push makes every entry different.
+Entry = tuple[int, int, int, StoredJob]
+
+
+class Ready:
+    """Pending jobs, best rank first.
+
+    Jobs of one priority mostly come in order: they wait in a line each, and a claim costs the same however many wait.
+    Only what comes out of order (a retry, a clock set back, a turn among keys) goes to a heap.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[int, deque[Entry]] = {}
+        self._late: list[Entry] = []
+
+    def push(self, entry: Entry) -> None:
+        """Add a job."""
+        priority = entry[3].priority
+        line = self._lines.get(priority)
+        if line is None:
+            line = self._lines[priority] = deque()
+        if not line or line[-1] < entry:
+            line.append(entry)
+        else:
+            heapq.heappush(self._late, entry)
+
+    def peek(self) -> Entry | None:
+        """Answer the best entry that is up to date, without taking it."""
+        late = self._late
+        while late and not _valid(late[0]):
+            heapq.heappop(late)
+        best: Entry | None = late[0] if late else None
+        for line in self._lines.values():
+            while line and not _valid(line[0]):
+                line.popleft()
+            if line and (best is None or line[0] < best):
+                best = line[0]
+        return best
+
+    def pop(self) -> Entry | None:
+        """Take the best entry that is up to date; None when there is none."""
+        while True:
+            best: Entry | None = self._late[0] if self._late else None
+            source: deque[Entry] | None = None
+            for line in self._lines.values():
+                if line and (best is None or line[0] < best):
+                    best, source = line[0], line
+            if best is None:
+                return None
+            if source is not None:
+                source.popleft()
+            else:
+                heapq.heappop(self._late)
+            if _valid(best):
+                return best
+
+
+def _valid(entry: Entry) -> bool:
+    job = entry[3]
+    return job.state is State.PENDING and job.place[2] == entry[2]
+
+
+class TypeLanes:
+    """The lanes of one limited type in one queue; with limits by key there is one for each key."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, Ready] = {}
+        self._heads: list[tuple[int, int, str]] = []  # (rank, seq, lane): no later than the head of that lane
+        self._asleep: list[tuple[int, str]] = []  # (when its rate lets a job start, lane)
+
+    def push(self, entry: Entry) -> None:
+        """Add a job to its lane."""
+        lane = entry[3].lane
+        assert lane is not None
+        ready = self.lanes.get(lane)
+        if ready is None:
+            ready = self.lanes[lane] = Ready()
+        ready.push(entry)
+        heapq.heappush(self._heads, (entry[0], entry[1], lane))
+
+    def wake(self, now_ms: int) -> None:
+        """Look again at the lanes whose rate lets a job start."""
+        while self._asleep and self._asleep[0][0] <= now_ms:
+            self.show(heapq.heappop(self._asleep)[1])
+
+    def wake_all(self) -> None:
+        """Look again at all lanes: the limits changed."""
+        self._asleep.clear()
+        self._heads.clear()
+        for lane in list(self.lanes):
+            self.show(lane)
+
+    def show(self, lane: str) -> None:
+        """Line a lane up by its best job."""
+        head = self.lanes[lane].peek() if lane in self.lanes else None
+        if head is not None:
+            heapq.heappush(self._heads, (head[0], head[1], lane))
+        else:
+            self.lanes.pop(lane, None)
+
+    def sleep(self, lane: str, until_ms: int) -> None:
+        """Leave a lane out until then."""
+        heapq.heappush(self._asleep, (until_ms, lane))
+
+    def best(self) -> tuple[int, int, str] | None:
+        """Answer rank, seq and lane of the best job; None when there is none that may be looked at."""
+        while self._heads:
+            rank, seq, lane = self._heads[0]
+            head = self.lanes[lane].peek() if lane in self.lanes else None
+            if head is not None and (head[0], head[1]) == (rank, seq):
+                return self._heads[0]
+            heapq.heappop(self._heads)
+        return None
+
+    def leave_out(self, lane: str) -> None:
+        """Forget a lane until it is shown again."""
+        self._heads = [head for head in self._heads if head[2] != lane]
+        heapq.heapify(self._heads)
+
+
+class QueueLanes:
+    """The pending jobs of one queue."""
+
+    def __init__(self) -> None:
+        self.open = Ready()
+        self.limited: dict[str, TypeLanes] = {}
+        self.count = 0
+        self.keyed = 0
+        self.front_ms: int | None = None  # turn of the last keyed job claimed; None while no keyed job is pending
+        self._turns: dict[
+            tuple[str, int], list[Entry]
+        ] = {}  # (key, priority) → heap of the turns of pending jobs, negated
+
+    def push(self, entry: Entry) -> None:
+        """Add a job that became pending."""
+        job = entry[3]
+        if job.lane is None:
+            self.open.push(entry)
+            return
+        lanes = self.limited.get(job.type)
+        if lanes is None:
+            lanes = self.limited[job.type] = TypeLanes()
+        lanes.push(entry)
+
+    def enter(self, entry: Entry) -> None:
+        """Count a job that became pending, and push it."""
+        self.count += 1
+        job = entry[3]
+        if job.key is not None:
+            turn_ms = entry[0] - job.priority * AGEING_MS
+            if not self.keyed:
+                self.front_ms = turn_ms
+            self.keyed += 1
+            heapq.heappush(self._turns.setdefault((job.key, job.priority), []), (-turn_ms, entry[1], entry[2], job))
+        self.push(entry)
+
+    def leave(self, job: StoredJob, *, claimed: bool = False) -> None:
+        """Count a job that is pending no more."""
+        self.count -= 1
+        if job.key is None:
+            return
+        self.keyed -= 1
+        if not self.keyed:
+            self.front_ms = None
+            self._turns.clear()
+        elif claimed and self.front_ms is not None:
+            self.front_ms = max(self.front_ms, job.place[0] - job.priority * AGEING_MS)
+
+    def last_ms(self, key: str, priority: int) -> int | None:
+        """Answer the turn of the last pending job of a key and priority."""
+        turns = self._turns.get((key, priority))
+        while turns:
+            if _valid(turns[0]):
+                return -turns[0][0]
+            heapq.heappop(turns)
+        self._turns.pop((key, priority), None)
+        return None
+
+
+class Limits:
+    """The limits of a store, and how much of each is used."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[tuple[str, str | None], Limit] = {}
+        self.limited: dict[str, bool] = {}  # type → whether some limits are by key
+        self._full_at_ns: dict[tuple[str, str | None], int] = {}
+        self.running: Counter[tuple[str, str | None]] = Counter()  # of jobs with a lane, by type and by type and key
+
+    def change(self, changes: Iterable[Limit]) -> None:
+        """Take changes over."""
+        for change in changes:
+            name = (change.type, change.key)
+            merged = merge_limit(self.by_name.get(name), change)
+            if merged is None:
+                self.by_name.pop(name, None)
+                self._full_at_ns.pop(name, None)
+            else:
+                self.by_name[name] = merged
+        self.limited = {}
+        for job_type, key in self.by_name:
+            self.limited[job_type] = self.limited.get(job_type, False) or key is not None
+
+    def lane(self, job: StoredJob) -> str | None:
+        """Answer the lane a job belongs into."""
+        return lane_of(job.type, job.key, self.limited) if self.limited else None
+
+    def count(self, job: StoredJob, change: int) -> None:
+        """Count a job with a lane that starts (1) or leaves its worker (-1)."""
+        for name in {(job.type, None), (job.type, job.key)}:
+            self.running[name] += change
+            if not self.running[name]:
+                del self.running[name]
+
+    def of(self, job_type: str, key: str | None) -> list[tuple[Limit, tuple[str, str | None]]]:
+        """Answer the limits that a job must pass, each with the name its use is kept under."""
+        found: list[tuple[Limit, tuple[str, str | None]]] = []
+        whole = self.by_name.get((job_type, None))
+        if whole is not None:
+            found.append((whole, (job_type, None)))
+        if key is not None:
+            for name in ((job_type, key), (job_type, EACH_KEY)):
+                limit = self.by_name.get(name)
+                if limit is not None:
+                    found.append((limit, (job_type, key)))
+                    break  # a limit for this very key goes before the one for each
+        return found
+
+    def free(self, limit: Limit, name: tuple[str, str | None], now_ms: int) -> tuple[int, int | None]:
+        """Answer how many jobs one limit lets start now, and when it opens if none (None: when a running one ends)."""
+        room = limit.concurrency - self.running[name] if limit.concurrency is not None else 1 << 30
+        if room <= 0:
+            return 0, None
+        if limit.rate is None:
+            return room, now_ms
+        full_at_ns = self._full_at_ns.get(name, 0)
+        return min(room, tokens(limit, full_at_ns, now_ms)), opens_at_ms(limit, full_at_ns, now_ms)
+
+    def use(self, job: StoredJob, now_ms: int) -> None:
+        """Take what a start costs."""
+        self.count(job, 1)
+        for limit, name in self.of(job.type, job.key):
+            if limit.rate is not None:
+                self._full_at_ns[name] = take(limit, self._full_at_ns.get(name, 0), now_ms, 1)
+
+    def forget_full(self, now_ms: int) -> None:
+        """Drop the buckets that are full again: they are as new ones."""
+        full = [name for name, full_at_ns in self._full_at_ns.items() if full_at_ns <= now_ms * 1_000_000]
+        for name in full:
+            del self._full_at_ns[name]
