@@ -74,17 +74,21 @@ def interval_ns(limit: Limit) -> int:
 def tokens(limit: Limit, full_at_ns: int, now_ms: int) -> int:
     """Answer how many jobs may start now. `full_at_ns` is the bucket, 0 for a new one."""
     now_ns, step_ns, burst = now_ms * _NS_PER_MS, interval_ns(limit), burst_of(limit)
-    ahead_ns = max(0, full_at_ns - now_ns)
-    # More than that is never our own doing: the clock was set back, or the limit was changed.
-    ahead_ns = min(ahead_ns, burst * step_ns)
+    ahead_ns = _base_ns(limit, full_at_ns, now_ns) - now_ns
     return burst - -(-ahead_ns // step_ns)
+
+
+def _base_ns(limit: Limit, full_at_ns: int, now_ns: int) -> int:
+    """Answer the instant a bucket counts from. One further ahead than an empty one can be starts anew, as full:
+
+    the clock was set back or the limit made quicker, and neither may keep jobs waiting.
+    """
+    return full_at_ns if now_ns < full_at_ns <= now_ns + burst_of(limit) * interval_ns(limit) else now_ns
 
 
 def take(limit: Limit, full_at_ns: int, now_ms: int, count: int) -> int:
     """Answer the bucket after `count` starts, of which there are at most `tokens`."""
-    now_ns, step_ns = now_ms * _NS_PER_MS, interval_ns(limit)
-    most_ns = now_ns + burst_of(limit) * step_ns
-    return min(max(full_at_ns, now_ns), most_ns) + count * step_ns
+    return _base_ns(limit, full_at_ns, now_ms * _NS_PER_MS) + count * interval_ns(limit)
 
 
 def opens_at_ms(limit: Limit, full_at_ns: int, now_ms: int) -> int:
@@ -92,7 +96,6 @@ def opens_at_ms(limit: Limit, full_at_ns: int, now_ms: int) -> int:
     if tokens(limit, full_at_ns, now_ms) > 0:
         return now_ms
     step_ns = interval_ns(limit)
-    full_at_ns = min(full_at_ns, now_ms * _NS_PER_MS + burst_of(limit) * step_ns)
     return max(now_ms + 1, -(-(full_at_ns - (burst_of(limit) - 1) * step_ns) // _NS_PER_MS))
 
 

@@ -167,7 +167,8 @@ class Backend(ABC):
         pending. An answer means: durable as the capabilities say.
         `after` may name a spec of the same call; where that one's unique key was held it means the holder.
         Raises UniqueConflict, UnknownParent, QueueFull (more new jobs than a queue's capacity leaves room for beside
-        its pending ones; delayed jobs and those with parents are let in), InvalidOption (a cycle), Unsupported.
+        its pending ones; those that wait for an instant or for parents are let in), InvalidOption (a cycle),
+        Unsupported.
         """
 
     @abstractmethod

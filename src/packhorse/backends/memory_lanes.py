@@ -24,6 +24,7 @@ class StoredJob(JobRecord, kw_only=True):
     unique_spec: Unique | None = None
     place: tuple[int, int, int] = (0, 0, 0)  # its entry in a lane or the due heap; any other entry is out of date
     lane: str | None = None  # of its type, where that is limited; see packhorse.limits.lane_of
+    lane_of: int = 0  # the number of changes of limits when it got that lane
     children: dict[str, None] = msgspec.field(default_factory=dict)
     waiting_on: set[str] = msgspec.field(default_factory=set)
     held_by_parent: bool = False  # cancelled because of a parent: revived with it
@@ -68,21 +69,22 @@ class Ready:
                 best = line[0]
         return best
 
-    def pop(self) -> Entry | None:
-        """Take the best entry that is up to date; None when there is none."""
+    def pop(self, before: tuple[int, int] | None = None) -> Entry | None:
+        """Take the best entry that is up to date; None when there is none, or none of a rank and seq `before` that."""
         while True:
             best: Entry | None = self._late[0] if self._late else None
             source: deque[Entry] | None = None
             for line in self._lines.values():
                 if line and (best is None or line[0] < best):
                     best, source = line[0], line
-            if best is None:
+            if best is None or (before is not None and best[:2] > before):
                 return None
             if source is not None:
                 source.popleft()
             else:
                 heapq.heappop(self._late)
-            if _valid(best):
+            job = best[3]
+            if job.state is State.PENDING and job.place[2] == best[2]:
                 return best
 
 
@@ -96,7 +98,9 @@ class TypeLanes:
 
     def __init__(self) -> None:
         self.lanes: dict[str, Ready] = {}
-        self._heads: list[tuple[int, int, str]] = []  # (rank, seq, lane): no later than the head of that lane
+        self._heads: list[tuple[int, int, str]] = []  # heap of (rank, seq, lane)
+        self._shown: dict[str, tuple[int, int]] = {}  # lane → its entry in there; any other is out of date
+        self._out: set[str] = set()  # lanes that are not to be shown now
         self._asleep: list[tuple[int, str]] = []  # (when its rate lets a job start, lane)
 
     def push(self, entry: Entry) -> None:
@@ -107,7 +111,10 @@ class TypeLanes:
         if ready is None:
             ready = self.lanes[lane] = Ready()
         ready.push(entry)
-        heapq.heappush(self._heads, (entry[0], entry[1], lane))
+        shown = self._shown.get(lane)
+        if lane not in self._out and (shown is None or entry[:2] < shown):
+            self._shown[lane] = (entry[0], entry[1])
+            heapq.heappush(self._heads, (entry[0], entry[1], lane))
 
     def wake(self, now_ms: int) -> None:
         """Look again at the lanes whose rate lets a job start."""
@@ -118,35 +125,40 @@ class TypeLanes:
         """Look again at all lanes: the limits changed."""
         self._asleep.clear()
         self._heads.clear()
+        self._shown.clear()
         for lane in list(self.lanes):
             self.show(lane)
 
     def show(self, lane: str) -> None:
         """Line a lane up by its best job."""
+        self._out.discard(lane)
         head = self.lanes[lane].peek() if lane in self.lanes else None
-        if head is not None:
-            heapq.heappush(self._heads, (head[0], head[1], lane))
-        else:
+        if head is None:
             self.lanes.pop(lane, None)
+            self._shown.pop(lane, None)
+        elif self._shown.get(lane) != head[:2]:
+            self._shown[lane] = (head[0], head[1])
+            heapq.heappush(self._heads, (head[0], head[1], lane))
 
-    def sleep(self, lane: str, until_ms: int) -> None:
-        """Leave a lane out until then."""
-        heapq.heappush(self._asleep, (until_ms, lane))
+    def leave_out(self, lane: str, until_ms: int | None = None) -> None:
+        """Do not look at a lane until then, or until it is shown again."""
+        self._out.add(lane)
+        self._shown.pop(lane, None)
+        if until_ms is not None:
+            heapq.heappush(self._asleep, (until_ms, lane))
 
     def best(self) -> tuple[int, int, str] | None:
         """Answer rank, seq and lane of the best job; None when there is none that may be looked at."""
         while self._heads:
             rank, seq, lane = self._heads[0]
-            head = self.lanes[lane].peek() if lane in self.lanes else None
-            if head is not None and (head[0], head[1]) == (rank, seq):
-                return self._heads[0]
-            heapq.heappop(self._heads)
+            if self._shown.get(lane) == (rank, seq):
+                head = self.lanes[lane].peek()
+                if head is not None and (head[0], head[1]) == (rank, seq):
+                    return self._heads[0]
+                self.show(lane)
+            if self._heads[0] == (rank, seq, lane):
+                heapq.heappop(self._heads)
         return None
-
-    def leave_out(self, lane: str) -> None:
-        """Forget a lane until it is shown again."""
-        self._heads = [head for head in self._heads if head[2] != lane]
-        heapq.heapify(self._heads)
 
 
 class QueueLanes:
@@ -157,6 +169,7 @@ class QueueLanes:
         self.limited: dict[str, TypeLanes] = {}
         self.count = 0
         self.keyed = 0
+        self._woken_at_ms = 0
         self.front_ms: int | None = None  # turn of the last keyed job claimed; None while no keyed job is pending
         self._turns: dict[
             tuple[str, int], list[Entry]
@@ -173,6 +186,14 @@ class QueueLanes:
             lanes = self.limited[job.type] = TypeLanes()
         lanes.push(entry)
 
+    def wake(self, now_ms: int) -> None:
+        """Look again at the lanes whose rate lets a job start; at all of them if the clock was set back."""
+        for of_type in self.limited.values():
+            if now_ms < self._woken_at_ms:
+                of_type.wake_all()
+            of_type.wake(now_ms)
+        self._woken_at_ms = now_ms
+
     def enter(self, entry: Entry) -> None:
         """Count a job that became pending, and push it."""
         self.count += 1
@@ -188,8 +209,11 @@ class QueueLanes:
     def leave(self, job: StoredJob, *, claimed: bool = False) -> None:
         """Count a job that is pending no more."""
         self.count -= 1
-        if job.key is None:
-            return
+        if job.key is not None:
+            self.leave_turn(job, claimed=claimed)
+
+    def leave_turn(self, job: StoredJob, *, claimed: bool) -> None:
+        """Count a keyed job that is pending no more."""
         self.keyed -= 1
         if not self.keyed:
             self.front_ms = None
@@ -208,12 +232,25 @@ class QueueLanes:
         return None
 
 
+class Gate:
+    """What one limit lets start in one claim."""
+
+    __slots__ = ("limit", "name", "room", "used")
+
+    def __init__(self, limit: Limit, name: tuple[str, str | None], room: int) -> None:
+        self.limit = limit
+        self.name = name
+        self.room = room
+        self.used = 0
+
+
 class Limits:
     """The limits of a store, and how much of each is used."""
 
     def __init__(self) -> None:
         self.by_name: dict[tuple[str, str | None], Limit] = {}
         self.limited: dict[str, bool] = {}  # type → whether some limits are by key
+        self.changes = 0
         self._full_at_ns: dict[tuple[str, str | None], int] = {}
         self.running: Counter[tuple[str, str | None]] = Counter()  # of jobs with a lane, by type and by type and key
 
@@ -227,6 +264,7 @@ class Limits:
                 self._full_at_ns.pop(name, None)
             else:
                 self.by_name[name] = merged
+        self.changes += 1
         self.limited = {}
         for job_type, key in self.by_name:
             self.limited[job_type] = self.limited.get(job_type, False) or key is not None
@@ -237,10 +275,13 @@ class Limits:
 
     def count(self, job: StoredJob, change: int) -> None:
         """Count a job with a lane that starts (1) or leaves its worker (-1)."""
-        for name in {(job.type, None), (job.type, job.key)}:
-            self.running[name] += change
-            if not self.running[name]:
-                del self.running[name]
+        running = self.running
+        running[job.type, None] += change
+        if job.key is not None:
+            name = (job.type, job.key)
+            running[name] += change
+            if not running[name]:
+                del running[name]
 
     def of(self, job_type: str, key: str | None) -> list[tuple[Limit, tuple[str, str | None]]]:
         """Answer the limits that a job must pass, each with the name its use is kept under."""
@@ -266,12 +307,21 @@ class Limits:
         full_at_ns = self._full_at_ns.get(name, 0)
         return min(room, tokens(limit, full_at_ns, now_ms)), opens_at_ms(limit, full_at_ns, now_ms)
 
-    def use(self, job: StoredJob, now_ms: int) -> None:
-        """Take what a start costs."""
-        self.count(job, 1)
-        for limit, name in self.of(job.type, job.key):
-            if limit.rate is not None:
-                self._full_at_ns[name] = take(limit, self._full_at_ns.get(name, 0), now_ms, 1)
+    def opens(self, gate: Gate, now_ms: int) -> int | None:
+        """Answer when the rate of a gate lets one more start; None where no rate holds it back."""
+        if gate.limit.rate is None:
+            return None
+        at_ms = opens_at_ms(gate.limit, self._bucket(gate, now_ms), now_ms)
+        return at_ms if at_ms > now_ms else None
+
+    def use(self, gate: Gate, now_ms: int) -> None:
+        """Take what the starts of a claim cost."""
+        if gate.limit.rate is not None and gate.used:
+            self._full_at_ns[gate.name] = self._bucket(gate, now_ms)
+
+    def _bucket(self, gate: Gate, now_ms: int) -> int:
+        full_at_ns = self._full_at_ns.get(gate.name, 0)
+        return take(gate.limit, full_at_ns, now_ms, gate.used) if gate.used else full_at_ns
 
     def forget_full(self, now_ms: int) -> None:
         """Drop the buckets that are full again: they are as new ones."""

@@ -27,7 +27,8 @@ from .base import (
     replaced_by,
 )
 from .bells import Bells
-from .memory_lanes import Entry, Limits, QueueLanes, StoredJob, TypeLanes
+from .memory_choice import Choice
+from .memory_lanes import Entry, Limits, QueueLanes, StoredJob
 
 _BAD = frozenset({State.FAILED, State.CANCELLED})
 
@@ -65,6 +66,7 @@ class MemoryStore:
         job.state = State.PENDING
         job.due_at_ms = at_ms
         job.lane = self.limits.lane(job)
+        job.lane_of = self.limits.changes
         lanes = self.lanes.get(job.queue)
         if lanes is None:
             lanes = self.lanes[job.queue] = QueueLanes()
@@ -96,91 +98,23 @@ class MemoryStore:
 
     # ---- claims ------------------------------------------------------------------------------------------
 
-    def take(self, queue: str, limit: int, now_ms: int) -> Iterator[StoredJob]:
+    def take(self, queue: str, limit: int, now_ms: int) -> list[StoredJob]:
         """Take the best jobs of a queue that limits let start; what is taken is pending no more."""
         lanes = self.lanes.get(queue)
         if lanes is None or (queue in self.settings and self.settings[queue].paused):
-            return
-        if not self.limits.limited and not lanes.limited:
-            while limit > 0 and (entry := lanes.open.pop()) is not None:
-                lanes.leave(entry[3], claimed=True)
-                yield entry[3]
-                limit -= 1
-            return
-        shut: set[str] = set()
-        aside: list[tuple[TypeLanes, str]] = []
-        for of_type in lanes.limited.values():
-            of_type.wake(now_ms)
-        while limit > 0 and (job := self._next(queue, lanes, shut, aside, now_ms)) is not None:
-            lanes.leave(job, claimed=True)
-            if job.lane is not None:
-                self.limits.use(job, now_ms)
-            yield job
-            limit -= 1
-        for of_type, lane in aside:
-            of_type.show(lane)
-        for job_type in [name for name, of_type in lanes.limited.items() if not of_type.lanes]:
-            del lanes.limited[job_type]
-
-    def _next(
-        self, queue: str, lanes: QueueLanes, shut: set[str], aside: list[tuple[TypeLanes, str]], now_ms: int
-    ) -> StoredJob | None:
-        """Take the next job off its lane. Types that may not start are added to `shut`, lanes to `aside`."""
-        while True:
-            first = lanes.open.peek()
-            best = (first[0], first[1], "") if first is not None else None
-            source: TypeLanes | None = None
-            for job_type, of_type in lanes.limited.items():
-                head = of_type.best() if job_type not in shut else None
-                if head is not None and (best is None or head[:2] < best[:2]):
-                    best, source = head, of_type
-            if best is None:
-                return None
-            lane = best[2]
-            ready = lanes.open if source is None else source.lanes[lane]
-            entry = ready.peek()
-            assert entry is not None
+            return []
+        if self.limits.limited or lanes.limited:
+            return Choice(self, queue, lanes, now_ms).make(limit)
+        taken: list[StoredJob] = []
+        pop = lanes.open.pop
+        while len(taken) < limit and (entry := pop()) is not None:
             job = entry[3]
-            wanted = self.limits.lane(job)
-            if wanted == job.lane and (source is None or self._may_start(queue, job, source, shut, aside, now_ms)):
-                ready.pop()
-                if source is not None:
-                    source.show(lane)
-                return job
-            if wanted != job.lane:  # the limits of its type were changed since it came here
-                ready.pop()
-                if source is not None:
-                    source.show(lane)
-                job.lane = wanted
-                lanes.push(entry)
-
-    def _may_start(
-        self,
-        queue: str,
-        job: StoredJob,
-        source: TypeLanes,
-        shut: set[str],
-        aside: list[tuple[TypeLanes, str]],
-        now_ms: int,
-    ) -> bool:
-        assert job.lane is not None
-        for limit, name in self.limits.of(job.type, job.key):
-            room, opens_at_ms = self.limits.free(limit, name, now_ms)
-            if room > 0:
-                continue
-            if opens_at_ms is not None and opens_at_ms < self.openings.get(queue, opens_at_ms + 1):
-                self.openings[queue] = opens_at_ms
-                self.rung.add(DUE_TOPIC)
-            if name[1] is None:
-                shut.add(job.type)
-            else:
-                source.leave_out(job.lane)
-                if opens_at_ms is not None:
-                    source.sleep(job.lane, opens_at_ms)
-                else:
-                    aside.append((source, job.lane))
-            return False
-        return True
+            if job.key is not None:
+                lanes.leave_turn(job, claimed=True)
+            job.state = State.RUNNING  # so that a line of its lane does not give it twice
+            taken.append(job)
+        lanes.count -= len(taken)
+        return taken
 
     def let_go(self, job: StoredJob) -> None:
         """Take a running job from its worker: the token is void from here on."""
@@ -231,8 +165,9 @@ class MemoryStore:
         if state in _BAD and child.after_failed == "cancel":
             self._cancel_for_parent(child, parent, state, now_ms)
         elif not child.waiting_on:
-            self.start_over(child, child.due_at_ms - child.created_at_ms, now_ms)
-            self.rung.add(queue_topic(child.queue))
+            delay_ms = child.due_at_ms - child.created_at_ms
+            self.start_over(child, delay_ms, now_ms)
+            self.rung.add(queue_topic(child.queue) if delay_ms <= 0 else DUE_TOPIC)
 
     def _cancel_for_parent(self, child: StoredJob, parent: str, state: State, now_ms: int) -> None:
         child.errors = add_error(child.errors, parent_failed(parent, state, now_ms))
@@ -315,18 +250,18 @@ class MemoryStore:
         room: dict[str, int] = {}
         seen: set[str] = set()
         for spec in specs:
+            if spec.id in self.jobs or spec.id in seen:
+                continue
             for parent in spec.after:
                 if parent not in ids and parent not in self.jobs:
                     raise UnknownParent(parent)
-            if spec.id in self.jobs or spec.id in seen:
-                continue
             seen.add(spec.id)
             if spec.unique is not None:
                 slot = (spec.queue, spec.unique.key)
                 if not self._gets_key(spec, slot, taken, room, now_ms):
                     continue
                 taken[slot] = spec
-            if _counts(spec):
+            if self._takes_room(spec):
                 room[spec.queue] = room.get(spec.queue, 0) + 1
         for queue, count in room.items():
             capacity = self.settings[queue].capacity if queue in self.settings else None
@@ -352,12 +287,19 @@ class MemoryStore:
         if spec.unique.on_conflict != "replace":
             return False
         if earlier is not None:
-            room[spec.queue] = room.get(spec.queue, 0) - _counts(earlier)
+            room[spec.queue] = room.get(spec.queue, 0) - self._takes_room(earlier)
             return True
         held_by = self.jobs[holder or ""]
         if held_by.state is State.PENDING:
             room[spec.queue] = room.get(spec.queue, 0) - 1
         return held_by.state in REPLACEABLE
+
+    def _takes_room(self, spec: JobSpec) -> bool:
+        """Tell whether a new job is pending at once: those that wait for an instant or for parents are let in."""
+        states = [self.jobs[parent].state if parent in self.jobs else State.WAITING for parent in spec.after]
+        if spec.after_failed == "cancel":
+            return spec.delay_ms <= 0 and all(state is State.SUCCEEDED for state in states)
+        return spec.delay_ms <= 0 and all(state in TERMINAL for state in states)
 
     def add(self, specs: Sequence[JobSpec], now_ms: int) -> list[Enqueued]:
         """Store jobs unless their id or unique key is there already. `after` may name one whose key was held."""
@@ -434,11 +376,6 @@ class MemoryStore:
                 return
         if not self.wait_for_parents(job):
             self.start_over(job, spec.delay_ms, now_ms)
-
-
-def _counts(spec: JobSpec) -> bool:
-    """Tell whether a new job takes room in its queue: delayed ones and those with parents are let in."""
-    return spec.delay_ms <= 0 and not spec.after
 
 
 def copied(meta: dict[str, str] | None) -> dict[str, str] | None:
