@@ -104,8 +104,14 @@ class MemoryBackend(Backend):
 
     def _rung(self, topics: set[str]) -> set[str]:
         """Answer what a verb rings: `topics` and what its moves left to ring."""
-        topics |= self.store.rung
-        self.store.rung.clear()
+        store = self.store
+        topics |= store.rung
+        store.rung.clear()
+        if store.freed:
+            topics.update(
+                queue_topic(name) for name, lanes in store.lanes.items() if not store.freed.isdisjoint(lanes.limited)
+            )
+            store.freed.clear()
         return topics
 
     async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> list[Claimed]:

@@ -6,7 +6,7 @@ The caller of everything here holds the store's lock.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 
 import msgspec
@@ -252,7 +252,7 @@ class Limits:
         self.limited: dict[str, bool] = {}  # type → whether some limits are by key
         self.changes = 0
         self._full_at_ns: dict[tuple[str, str | None], int] = {}
-        self.running: Counter[tuple[str, str | None]] = Counter()  # of jobs with a lane, by type and by type and key
+        self.running: dict[str | tuple[str, str | None], int] = {}  # jobs with a lane, by type and by type and key
 
     def change(self, changes: Iterable[Limit]) -> None:
         """Take changes over."""
@@ -260,8 +260,8 @@ class Limits:
             name = (change.type, change.key)
             merged = merge_limit(self.by_name.get(name), change)
             if merged is None:
-                self.by_name.pop(name, None)
-                self._full_at_ns.pop(name, None)
+                if self.by_name.pop(name, None) is not None:  # else the bucket is that of the limit for each key
+                    self._full_at_ns.pop(name, None)
             else:
                 self.by_name[name] = merged
         self.changes += 1
@@ -276,12 +276,18 @@ class Limits:
     def count(self, job: StoredJob, change: int) -> None:
         """Count a job with a lane that starts (1) or leaves its worker (-1)."""
         running = self.running
-        running[job.type, None] += change
+        running[job.type] = running.get(job.type, 0) + change
         if job.key is not None:
             name = (job.type, job.key)
-            running[name] += change
-            if not running[name]:
-                del running[name]
+            left = running.get(name, 0) + change
+            if left:
+                running[name] = left
+            else:
+                running.pop(name, None)
+
+    def running_now(self, name: tuple[str, str | None]) -> int:
+        """Answer how many jobs of a type, or of a type and key, run."""
+        return self.running.get(name if name[1] is not None else name[0], 0)
 
     def of(self, job_type: str, key: str | None) -> list[tuple[Limit, tuple[str, str | None]]]:
         """Answer the limits that a job must pass, each with the name its use is kept under."""
@@ -299,7 +305,7 @@ class Limits:
 
     def free(self, limit: Limit, name: tuple[str, str | None], now_ms: int) -> tuple[int, int | None]:
         """Answer how many jobs one limit lets start now, and when it opens if none (None: when a running one ends)."""
-        room = limit.concurrency - self.running[name] if limit.concurrency is not None else 1 << 30
+        room = limit.concurrency - self.running_now(name) if limit.concurrency is not None else 1 << 30
         if room <= 0:
             return 0, None
         if limit.rate is None:

@@ -46,7 +46,7 @@ def limits(store: MemoryStore, about: tuple[str, str | None] | None) -> list[Lim
     for limit, name in store.limits.of(*about):
         room, opens_at_ms = store.limits.free(limit, name, now_ms)
         opens_in_ms = 0 if room > 0 else None if opens_at_ms is None else opens_at_ms - now_ms
-        running = store.limits.running[name]
+        running = store.limits.running_now(name)
         answer.append(msgspec.structs.replace(limit, running=running, opens_in_ms=opens_in_ms))
     return answer
 

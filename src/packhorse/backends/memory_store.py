@@ -45,6 +45,7 @@ class MemoryStore:
         self.limits = Limits()
         self.openings: dict[str, int] = {}  # queue → when a rate that held something back lets it start
         self.rung: set[str] = set()  # topics to ring once the move is made
+        self.freed: set[str] = set()  # limited types of which a job stopped running in this move
         self.due: list[Entry] = []  # heap by (due_at_ms, seq)
         self.ended: dict[State, deque[tuple[int, str]]] = {state: deque() for state in TERMINAL}
         self.unique: dict[tuple[str, str], str] = {}  # (queue, key) → id of the job that took it last
@@ -124,7 +125,7 @@ class MemoryStore:
                 ids.discard(job.id)
         if job.lane is not None:
             self.limits.count(job, -1)
-            self.rung.update(queue_topic(name) for name, lanes in self.lanes.items() if job.type in lanes.limited)
+            self.freed.add(job.type)
         job.token = None
         job.worker = None
 
@@ -260,7 +261,8 @@ class MemoryStore:
                 slot = (spec.queue, spec.unique.key)
                 if not self._gets_key(spec, slot, taken, room, now_ms):
                     continue
-                taken[slot] = spec
+                if holds_key(spec.unique, _first_state(spec), now_ms, now_ms):
+                    taken[slot] = spec
             if self._takes_room(spec):
                 room[spec.queue] = room.get(spec.queue, 0) + 1
         for queue, count in room.items():
@@ -376,6 +378,11 @@ class MemoryStore:
                 return
         if not self.wait_for_parents(job):
             self.start_over(job, spec.delay_ms, now_ms)
+
+
+def _first_state(spec: JobSpec) -> State:
+    """Answer the state of a new job; one with parents may also be freed or end at once."""
+    return State.WAITING if spec.after else State.SCHEDULED if spec.delay_ms > 0 else State.PENDING
 
 
 def copied(meta: dict[str, str] | None) -> dict[str, str] | None:
