@@ -17,31 +17,41 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .app import Packhorse
+    from .backends.messages import Schedule
     from .client import Job
     from .context import Context
     from .errors import (
         ConfigurationError,
+        IdempotencyConflict,
         InvalidName,
         InvalidOption,
         InvalidPayload,
         JobCancelled,
         JobEndedBadly,
         JobFailed,
+        LeaseLost,
         NotFound,
         PackhorseError,
         PayloadTooLarge,
         QueueFull,
         Refused,
+        ResultsTooLarge,
         ResultTimeout,
         SchemaMismatch,
         Unavailable,
         UniqueConflict,
+        UnknownParent,
         UnknownType,
         Unsupported,
+        WorkflowFailed,
     )
     from .job import JobError, JobRecord, JobSpec, State, Unique
     from .outcome import Cancel, Fail, Retry, Snooze
+    from .parents import Parent, Results
+    from .recurring import ScheduleHandle
     from .task import Task
+    from .workflow import Flow, Node, Workflow, chain, chord, group
+    from .workflow_run import WorkflowRun
 
 __version__ = "0.1.0"
 
@@ -50,6 +60,8 @@ __all__ = [
     "ConfigurationError",
     "Context",
     "Fail",
+    "Flow",
+    "IdempotencyConflict",
     "InvalidName",
     "InvalidOption",
     "InvalidPayload",
@@ -60,14 +72,21 @@ __all__ = [
     "JobFailed",
     "JobRecord",
     "JobSpec",
+    "LeaseLost",
+    "Node",
     "NotFound",
     "Packhorse",
     "PackhorseError",
+    "Parent",
     "PayloadTooLarge",
     "QueueFull",
     "Refused",
     "ResultTimeout",
+    "Results",
+    "ResultsTooLarge",
     "Retry",
+    "Schedule",
+    "ScheduleHandle",
     "SchemaMismatch",
     "Snooze",
     "State",
@@ -75,18 +94,30 @@ __all__ = [
     "Unavailable",
     "Unique",
     "UniqueConflict",
+    "UnknownParent",
     "UnknownType",
     "Unsupported",
+    "Workflow",
+    "WorkflowFailed",
+    "WorkflowRun",
     "__version__",
+    "chain",
+    "chord",
+    "group",
 ]
 
 _HOMES = {
     "app": ("Packhorse",),
+    "backends.messages": ("Schedule",),
     "client": ("Job",),
     "context": ("Context",),
     "job": ("JobError", "JobRecord", "JobSpec", "State", "Unique"),
     "outcome": ("Cancel", "Fail", "Retry", "Snooze"),
+    "parents": ("Parent", "Results"),
+    "recurring": ("ScheduleHandle",),
     "task": ("Task",),
+    "workflow": ("Flow", "Node", "Workflow", "chain", "chord", "group"),
+    "workflow_run": ("WorkflowRun",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,24 +1,75 @@
-"""The operator's verbs, one class for every shell, and the one JSON shape of each thing they answer.
+"""The operator's verbs, one class for every shell.
 
 A shell (command line, HTTP, page) reads text with `read_query`, calls `Admin`, and writes the answer with the
-`*_json` function beside it. So a name is checked, and a job looks, the same everywhere.
+`*_json` function of `admin_json`. So a name is checked, and a job looks, the same everywhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
 
 import msgspec
 
-from . import codec
+from .admin_failed import FailedGroups, group_failed, in_group
+from .admin_json import (
+    answers_json,
+    error_text,
+    health_json,
+    job_json,
+    page_json,
+    purged_json,
+    queue_json,
+    stats_json,
+    sweep_json,
+    why_json,
+    worker_json,
+)
+from .admin_limits import AdminLimits
+from .admin_schedules import AdminSchedules
+from .admin_text import read_query, read_states
+from .admin_values import Answer, Health, Progress, Purged, QueueView, Stats, Sweep
+from .admin_workflows import AdminWorkflows
 from .backends.base import BATCH_MAX, Backend, Page, Query, QueueChange, QueueCounts, Rerun, Steered, WorkerInfo
-from .clock import SYSTEM_CLOCK, Clock, to_rfc3339
-from .errors import InvalidName, InvalidOption, InvalidPayload, NotFound, Unavailable
-from .job import KEY_CHARS_MAX, LIVE, TERMINAL, JobError, JobRecord, State, check_name
-from .options import read_instant_ms
+from .clock import SYSTEM_CLOCK, Clock
+from .errors import InvalidName, InvalidOption, NotFound, Unavailable
+from .job import DELAY_MS_MAX, LIVE, TERMINAL, JobRecord, State, check_name
+from .limiting import set_capacity
+from .shapes import instant_json, list_json
+from .why_facts import Explained, look_into
+
+__all__ = [
+    "CANCELLABLE",
+    "DELETABLE",
+    "HEALTH_TIMEOUT_MS",
+    "PURGE_WALKS_MAX",
+    "RERUNNABLE",
+    "Admin",
+    "Answer",
+    "Health",
+    "Progress",
+    "Purged",
+    "QueueView",
+    "Stats",
+    "Sweep",
+    "answers_json",
+    "error_text",
+    "health_json",
+    "instant_json",
+    "job_json",
+    "list_json",
+    "page_json",
+    "purged_json",
+    "queue_json",
+    "read_query",
+    "read_states",
+    "stats_json",
+    "sweep_json",
+    "why_json",
+    "worker_json",
+]
 
 #: What a filter without `states` means: all that the verb can act upon, except that a rerun takes failed jobs only,
 #: because nobody who reruns a queue wants its successes again.
@@ -32,59 +83,8 @@ PURGE_WALKS_MAX = 10
 #: A health check that waits longer than this tells its caller nothing new.
 HEALTH_TIMEOUT_MS = 5_000
 
-CURSOR_CHARS_MAX = 256
-UNDECODABLE_BYTES_SHOWN = 64
 
-#: Called with the number of jobs seen so far.
-Progress = Callable[[int], None]
-
-
-class Stats(msgspec.Struct, frozen=True):
-    """Jobs by state, in all and for each queue."""
-
-    states: dict[State, int]
-    queues: dict[str, QueueCounts]
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the store answers (`status` OK or UNAVAILABLE), how fast, and what an operator should look at."""
-
-    status: str
-    latency_ms: int | None = None
-    workers: int = 0
-    pending: int = 0
-    problems: tuple[str, ...] = ()
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What is true of one job after a verb."""
-
-    id: str
-    answer: Steered
-
-
-class Sweep(msgspec.Struct, kw_only=True):
-    """What a verb did to all jobs that matched a filter. A dry run only counts."""
-
-    matched: int = 0
-    dry_run: bool = False
-    answers: Counter[Steered] = msgspec.field(default_factory=Counter)
-
-
-class Purged(msgspec.Struct, frozen=True, kw_only=True):
-    """How many jobs a purge deleted, and how many of the queue are there still: `running` ones, and those `added`."""
-
-    deleted: int
-    running: int
-    added: int = 0
-
-
-class QueueView(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue as an operator sees it: its counts and its settings."""
-
-    queue: str
-    counts: QueueCounts
-    capacity: int | None = None
+Verb = Callable[[Sequence[str]], Awaitable[list[Steered]]]
 
 
 class Admin:
@@ -93,6 +93,12 @@ class Admin:
     def __init__(self, backend: Backend, clock: Clock = SYSTEM_CLOCK) -> None:
         self._backend = backend
         self._clock = clock
+        #: The verbs on schedules.
+        self.schedules = AdminSchedules(backend, clock)
+        #: The verbs on limits.
+        self.limits = AdminLimits(backend)
+        #: The verbs on workflows.
+        self.workflows = AdminWorkflows(backend)
 
     # ---- look ------------------------------------------------------------------------------------------
 
@@ -133,12 +139,26 @@ class Admin:
         """Answer one page of the dead letter queue: the jobs that match and have failed for good."""
         return await self._backend.find(msgspec.structs.replace(query, states=RERUNNABLE))
 
+    async def group_failed(self, query: Query, *, progress: Progress | None = None) -> FailedGroups:
+        """Answer the dead letter queue by what went wrong: the failed jobs that match, grouped by their last error."""
+        return await group_failed(self._backend, query, progress)
+
     async def show(self, job_id: str) -> JobRecord:
         """Answer all that is kept of a job. Raises NotFound."""
         record = (await self._backend.get([job_id]))[0] if _may_be_an_id(job_id) else None
         if record is None:
-            raise NotFound(f"no job {job_id[:128]!r}: never enqueued here, deleted, or kept long enough and dropped")
+            raise _no_job(job_id)
         return record
+
+    async def why(self, job_id: str, *, park_ms: int = 600_000) -> Explained:
+        """Answer what holds a job now and what would free it, or how it ended. Raises NotFound.
+
+        `park_ms` is the workers' own setting: how long a job that none can run is kept.
+        """
+        found = await look_into(self._backend, job_id, self._clock.now_ms(), park_ms) if _may_be_an_id(job_id) else None
+        if found is None:
+            raise _no_job(job_id)
+        return found
 
     async def workers(self) -> list[WorkerInfo]:
         """Answer the workers that are alive."""
@@ -172,22 +192,47 @@ class Admin:
         """Start ended jobs over, with all their attempts; LIVE for one that has not ended."""
         return await self._by_id(ids, self._rerunner(delay_ms))
 
+    async def edit(self, change: Rerun) -> Answer:
+        """Start an ended job over with another payload, queue, priority or attempts, under the same id.
+
+        LIVE for one that has not ended, CONFLICT where another live job holds its unique key.
+        """
+        if change.queue is not None:
+            check_name(change.queue, "queue")
+        return (await self._by_id([change.id], lambda _: self._backend.rerun([change])))[0]
+
     async def rerun_matching(
-        self, query: Query, *, delay_ms: int = 0, dry_run: bool = False, progress: Progress | None = None
+        self,
+        query: Query,
+        *,
+        delay_ms: int = 0,
+        rate: tuple[int, int] | None = None,
+        group: str | None = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
     ) -> Sweep:
-        """Start over every ended job that matches; failed ones only, unless `query` names other states."""
+        """Start over every ended job that matches; failed ones only, unless `query` names other states.
+
+        `group` is the fingerprint of a group of failed jobs. With a `rate`, starts and a period in ms, the oldest is
+        due first and each other so much later that no more come in a period: the store does the waiting.
+        """
         refusal = "only ended jobs can be rerun; cancel the others first"
         states = _narrow(query.states, tuple(TERMINAL), refusal) if query.states else RERUNNABLE
-        return await self._sweep(query, states, self._rerunner(delay_ms), dry_run, progress)
+        if rate is not None:
+            query = await self._up_to_now(query, states)
+        rerun = self._rerunner(delay_ms, rate)
+        return await self._sweep(query, states, rerun, dry_run, progress, group=group, oldest_first=rate is not None)
 
     async def delete(self, ids: Iterable[str]) -> list[Answer]:
         """Remove jobs and all that is kept of them; LIVE for one that runs."""
         return await self._by_id(ids, self._backend.delete)
 
-    async def delete_matching(self, query: Query, *, dry_run: bool = False, progress: Progress | None = None) -> Sweep:
-        """Remove every job that matches and does not run."""
+    async def delete_matching(
+        self, query: Query, *, group: str | None = None, dry_run: bool = False, progress: Progress | None = None
+    ) -> Sweep:
+        """Remove every job that matches and does not run; `group` is the fingerprint of a group of failed jobs."""
         states = _narrow(query.states, DELETABLE, "a running job cannot be deleted; cancel it first")
-        return await self._sweep(query, states, self._backend.delete, dry_run, progress)
+        return await self._sweep(query, states, self._backend.delete, dry_run, progress, group=group)
 
     async def purge(self, queue: str, states: Sequence[State] = (), *, progress: Progress | None = None) -> Purged:
         """Remove the jobs of a queue, in batches of 1,000, until none is left but those that run.
@@ -218,21 +263,40 @@ class Admin:
         """Let queues be claimed from again."""
         await self._set_paused(queues, False)
 
+    async def set_capacity(self, queue: str, capacity: int) -> None:
+        """Let a queue hold at most so many pending jobs, 0: any number. Raises InvalidOption, Unsupported."""
+        await set_capacity(self._backend, queue, capacity)
+
     async def _set_paused(self, queues: Iterable[str], paused: bool) -> None:
         changes = [QueueChange(queue=check_name(queue, "queue"), paused=paused) for queue in dict.fromkeys(queues)]
         await self._backend.queues(changes)
 
     # ---- how verbs are applied -------------------------------------------------------------------------
 
-    def _rerunner(self, delay_ms: int) -> Callable[[Sequence[str]], Awaitable[list[Steered]]]:
+    def _rerunner(self, delay_ms: int, rate: tuple[int, int] | None = None) -> Verb:
+        """Answer the verb that starts jobs over; with a rate, the nth of all its calls so much later."""
+        starts, period_ms = rate or (1, 0)
+        numbers = itertools.count()
+
         def rerun(ids: Sequence[str]) -> Awaitable[list[Steered]]:
-            return self._backend.rerun([Rerun(id=job_id, delay_ms=delay_ms) for job_id in ids])
+            delays = [delay_ms + next(numbers) * period_ms // starts for _ in ids]
+            return self._backend.rerun(
+                [Rerun(id=job_id, delay_ms=min(ms, DELAY_MS_MAX)) for job_id, ms in zip(ids, delays, strict=True)]
+            )
 
         return rerun
 
-    async def _by_id(
-        self, ids: Iterable[str], verb: Callable[[Sequence[str]], Awaitable[list[Steered]]]
-    ) -> list[Answer]:
+    async def _up_to_now(self, query: Query, states: tuple[State, ...]) -> Query:
+        """Leave out jobs enqueued from now on, or a walk that goes on to newer ones might never end."""
+        newest = msgspec.structs.replace(
+            query, states=states, brief=True, limit=1, oldest_first=False, cursor=None, created_before_ms=None
+        )
+        before_ms = [job.created_at_ms + 1 for job in (await self._backend.find(newest)).jobs]
+        if query.created_before_ms is not None:
+            before_ms.append(query.created_before_ms)
+        return msgspec.structs.replace(query, created_before_ms=min(before_ms, default=None))
+
+    async def _by_id(self, ids: Iterable[str], verb: Verb) -> list[Answer]:
         """Apply a verb to each id once, in batches. What cannot be an id is MISSING without asking the store."""
         unique = list(dict.fromkeys(ids))
         asked = [job_id for job_id in unique if _may_be_an_id(job_id)]
@@ -246,25 +310,42 @@ class Admin:
         self,
         query: Query,
         states: tuple[State, ...],
-        verb: Callable[[Sequence[str]], Awaitable[list[Steered]]],
+        verb: Verb,
         dry_run: bool,
         progress: Progress | None,
         base: int = 0,
+        *,
+        group: str | None = None,
+        oldest_first: bool = False,
     ) -> Sweep:
-        """Walk the jobs that match, newest first: those enqueued after the walk began are not met, so it ends."""
+        """Walk the jobs that match, newest first: those enqueued after the walk began are not met, so it ends.
+
+        A page has neither payloads nor results: 1,000 jobs of 1 MiB are not read for their ids.
+        """
         sweep = Sweep(dry_run=dry_run)
-        query = msgspec.structs.replace(query, states=states, limit=BATCH_MAX, oldest_first=False, cursor=None)
+        belongs = None if group is None else in_group(group)
+        if belongs is not None:
+            states = _narrow(states if query.states else (), RERUNNABLE, "only failed jobs are in groups")
+        query = msgspec.structs.replace(
+            query, states=states, brief=True, limit=BATCH_MAX, oldest_first=oldest_first, cursor=None
+        )
+        seen = 0
         while True:
             page = await self._backend.find(query)
-            ids = [job.id for job in page.jobs]
+            ids = [job.id for job in page.jobs if belongs is None or belongs(job)]
+            seen += len(page.jobs)
             sweep.matched += len(ids)
             if ids and not dry_run:
                 sweep.answers.update(await verb(ids))
             if progress is not None:
-                progress(base + sweep.matched)
+                progress(base + seen)
             if page.next is None:
                 return sweep
             query = msgspec.structs.replace(query, cursor=page.next)
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"no job {job_id[:128]!r}: never enqueued here, deleted, or kept long enough and dropped")
 
 
 def _may_be_an_id(job_id: str) -> bool:
@@ -294,204 +375,3 @@ def _queue_problems(queues: dict[str, QueueCounts], served: set[str]) -> Iterabl
             yield f"queue {name}: {pending} pending and paused; resume it with: packhorse queues resume {name}"
         elif name not in served:
             yield f"queue {name}: {pending} pending, no live worker takes them; start: packhorse worker APP -q {name}"
-
-
-# ---- reading what an operator typed ----------------------------------------------------------------------
-
-
-def read_states(words: Iterable[str]) -> tuple[State, ...]:
-    """Read states, each word one or several joined by commas. Raises InvalidOption."""
-    names = [name.strip() for word in words for name in word.split(",")]
-    known = {str(state): state for state in State}
-    for name in names:
-        if name not in known:
-            raise InvalidOption(f"state: {name[:40]!r} must be one of {', '.join(known)}")
-    return tuple(dict.fromkeys(known[name] for name in names))
-
-
-def read_query(
-    *,
-    states: Iterable[str] = (),
-    queue: str | None = None,
-    job_type: str | None = None,
-    tag: str | None = None,
-    key: str | None = None,
-    created_from: str | None = None,
-    created_before: str | None = None,
-    oldest_first: bool = False,
-    limit: int = 100,
-    cursor: str | None = None,
-) -> Query:
-    """Read a filter from text. Raises InvalidName or InvalidOption before anything reaches a store (FAILURES C9, C10).
-
-    `created_from` and `created_before` are instants with an offset; `limit` is 1 to 1,000.
-    """
-    if not 1 <= limit <= BATCH_MAX:
-        raise InvalidOption(f"limit: {limit} must be from 1 to {BATCH_MAX}")
-    if key is not None and not (1 <= len(key) <= KEY_CHARS_MAX and key.isprintable()):
-        raise InvalidOption(f"key: {key[:40]!r} must be 1 to {KEY_CHARS_MAX} printable characters")
-    if cursor is not None and not (1 <= len(cursor) <= CURSOR_CHARS_MAX and cursor.isascii() and cursor.isprintable()):
-        raise InvalidOption(f"cursor: {cursor[:40]!r} is not a cursor; use the `next` of the page before")
-    return Query(
-        states=read_states(states),
-        queue=None if queue is None else check_name(queue, "queue"),
-        type=None if job_type is None else check_name(job_type, "job type"),
-        tag=None if tag is None else check_name(tag, "tag"),
-        key=key,
-        created_from_ms=None if created_from is None else read_instant_ms(created_from, "created_from"),
-        created_before_ms=None if created_before is None else read_instant_ms(created_before, "created_before"),
-        oldest_first=oldest_first,
-        limit=limit,
-        cursor=cursor,
-    )
-
-
-# ---- JSON shapes -----------------------------------------------------------------------------------------
-
-
-def job_json(record: JobRecord) -> dict[str, Any]:
-    """Answer the one JSON of a job (DESIGN section 9). `error` is the last one, null once the job has succeeded."""
-    last = record.errors[-1] if record.errors and record.state is not State.SUCCEEDED else None
-    return {
-        "id": record.id,
-        "type": record.type,
-        "queue": record.queue,
-        "state": str(record.state),
-        "priority": record.priority,
-        "attempt": record.attempt,
-        "max_attempts": record.max_attempts,
-        "key": record.key,
-        "tags": list(record.tags),
-        "payload": _value(record.payload),
-        "result": None if record.result is None else _value(record.result),
-        "error": None if last is None else error_text(last),
-        "errors": [_error_json(error) for error in record.errors],
-        "progress": record.progress,
-        "unique": record.unique,
-        "after": list(record.after),
-        "workflow": record.workflow,
-        "schedule": record.schedule,
-        "slot": instant_json(record.slot_at_ms),
-        "worker": record.worker,
-        "timeout_ms": record.timeout_ms,
-        "created_at": instant_json(record.created_at_ms),
-        "due_at": instant_json(record.due_at_ms),
-        "started_at": instant_json(record.started_at_ms),
-        "finished_at": instant_json(record.finished_at_ms),
-    }
-
-
-def error_text(error: JobError) -> str:
-    """Answer an error as one text, `ValueError: no such address`."""
-    return f"{error.kind}: {error.message}"
-
-
-def _error_json(error: JobError) -> dict[str, Any]:
-    return {
-        "attempt": error.attempt,
-        "at": instant_json(error.at_ms),
-        "kind": error.kind,
-        "message": error.message,
-        "traceback": error.traceback,
-    }
-
-
-def _value(data: bytes) -> Any:
-    """Answer stored JSON as a value. What is not JSON must not keep the other jobs of a page from being shown."""
-    try:
-        return codec.decode(data)
-    except (InvalidPayload, RecursionError):
-        shown = bytes(data[:UNDECODABLE_BYTES_SHOWN]).hex()
-        return {"undecodable": shown + ("…" if len(data) > UNDECODABLE_BYTES_SHOWN else "")}
-
-
-def instant_json(instant_ms: int | None) -> str | None:
-    """Answer an instant as RFC 3339 in UTC; None stays None."""
-    if instant_ms is None:
-        return None
-    try:
-        return to_rfc3339(instant_ms)
-    except (ValueError, OverflowError, OSError):  # a year past 9999, which a store can hold and RFC 3339 cannot say
-        return f"{instant_ms} ms"
-
-
-def list_json(items: Iterable[dict[str, Any]], next_cursor: str | None = None) -> dict[str, Any]:
-    """Answer the one JSON of a list: `items`, and the cursor of the `next` page or null."""
-    return {"items": list(items), "next": next_cursor}
-
-
-def page_json(page: Page) -> dict[str, Any]:
-    """Answer the JSON of a page of jobs."""
-    return list_json(map(job_json, page.jobs), page.next)
-
-
-def _counts_json(counts: QueueCounts) -> dict[str, Any]:
-    return {
-        "states": {str(state): counts.states.get(state, 0) for state in State},
-        "oldest_pending_ms": counts.oldest_pending_ms,
-        "paused": counts.paused,
-    }
-
-
-def stats_json(stats: Stats) -> dict[str, Any]:
-    """Answer `{"states": {state: jobs}, "queues": {queue: {"states", "oldest_pending_ms", "paused"}}}`."""
-    return {
-        "states": {str(state): count for state, count in stats.states.items()},
-        "queues": {name: _counts_json(counts) for name, counts in stats.queues.items()},
-    }
-
-
-def health_json(health: Health) -> dict[str, Any]:
-    """Answer the JSON of a health check; `status` is OK or UNAVAILABLE."""
-    from . import __version__
-
-    return {
-        "status": health.status,
-        "service": "packhorse",
-        "version": __version__,
-        "latency_ms": health.latency_ms,
-        "workers": health.workers,
-        "pending": health.pending,
-        "problems": list(health.problems),
-    }
-
-
-def queue_json(view: QueueView) -> dict[str, Any]:
-    """Answer the JSON of a queue."""
-    return {"queue": view.queue, **_counts_json(view.counts), "capacity": view.capacity}
-
-
-def worker_json(worker: WorkerInfo) -> dict[str, Any]:
-    """Answer the JSON of a live worker."""
-    return {
-        "id": worker.id,
-        "host": worker.host,
-        "pid": worker.pid,
-        "queues": list(worker.queues),
-        "types": list(worker.types),
-        "concurrency": worker.concurrency,
-        "busy": worker.busy,
-        "running": worker.running,
-        "started_at": instant_json(worker.started_at_ms),
-        "lease_left_ms": worker.lease_left_ms,
-        "version": worker.version,
-    }
-
-
-def answers_json(answers: Iterable[Answer]) -> dict[str, Any]:
-    """Answer what became of each id: `{"id", "answer"}`; the answers are the words of `Steered`."""
-    return list_json({"id": answer.id, "answer": str(answer.answer)} for answer in answers)
-
-
-def sweep_json(sweep: Sweep) -> dict[str, Any]:
-    """Answer how many jobs matched and what became of them."""
-    return {
-        "matched": sweep.matched,
-        "dry_run": sweep.dry_run,
-        **{str(answer): sweep.answers[answer] for answer in Steered},
-    }
-
-
-def purged_json(queue: str, purged: Purged) -> dict[str, Any]:
-    """Answer what a purge did to `queue`."""
-    return {"queue": queue, "deleted": purged.deleted, "running": purged.running, "added": purged.added}

@@ -9,21 +9,26 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
 from . import codec
-from .backends.base import BATCH_MAX, Backend, QueueCounts, Steered
+from .backends.base import Backend, QueueCounts, Steered
 from .backends.opening import open_backend, redact
 from .chance import CHANCE, Chance
 from .client import Job
 from .clock import SYSTEM_CLOCK, Clock
+from .composing import Composing, is_results
 from .context import Context
+from .enqueueing import Store
 from .errors import ConfigurationError, InvalidOption
 from .job import DELAY_MS_MAX, JobSpec, check_name
-from .options import AT_MS, over_defaults, read_options
+from .limiting import Limiting
+from .options import AT_MS, FULL_TIMEOUT_MS, over_defaults, read_options, settle_unique
 from .retry import Backoff
+from .scheduling import Scheduling, calling_module
 from .settings import Settings, duration_ms, load
 from .sync import Portal
 from .task import Executor, Task
 
 if TYPE_CHECKING:
+    from .recurring import Declared, ScheduleHandle
     from .worker.local import LocalWorker
 
 P = ParamSpec("P")
@@ -35,7 +40,7 @@ Middleware = Callable[[Context, Next], Awaitable[Any]]
 Lifespan = Callable[["Packhorse"], AbstractAsyncContextManager[Any]]
 
 
-class Packhorse:
+class Packhorse(Scheduling, Composing, Limiting):
     """An app: tasks by type, and one store of jobs.
 
     `url` names the backend; without it `PACKHORSE_URL`, then `packhorse.toml`, then `sqlite:///packhorse.db`.
@@ -46,15 +51,19 @@ class Packhorse:
         self,
         url: str | None = None,
         *,
+        name: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
         chance: Chance = CHANCE,
         lifespan: Lifespan | None = None,
         **settings: Any,
     ) -> None:
+        #: Whose schedules these are in a store that several apps share: the module that made the app, unless given.
+        self.name = calling_module(self) if name is None else check_name(name, "app")
         self.settings: Settings = load({"url": url, **settings})
         self.clock = clock
         self.chance = chance
         self.tasks: dict[str, Task[..., Any]] = {}
+        self.declared: dict[str, Declared] = {}  # what @app.schedule was told
         self.middlewares: list[Middleware] = []
         self.providers: dict[object, Callable[..., Any]] = {}
         self.enqueue_hooks: list[Callable[[JobSpec], JobSpec]] = []
@@ -88,6 +97,11 @@ class Packhorse:
         backoff_max: float | str | None = None,
         fail_on: type[BaseException] | tuple[type[BaseException], ...] = (),
         description: str | None = None,
+        rate: str | None = None,
+        burst: int | None = None,
+        concurrency: int | None = None,
+        rate_per_key: str | None = None,
+        concurrency_per_key: int | None = None,
         **options: Any,
     ) -> _Registrar: ...
     def task(
@@ -99,18 +113,32 @@ class Packhorse:
         backoff_max: float | str | None = None,
         fail_on: type[BaseException] | tuple[type[BaseException], ...] = (),
         description: str | None = None,
+        rate: str | None = None,
+        burst: int | None = None,
+        concurrency: int | None = None,
+        rate_per_key: str | None = None,
+        concurrency_per_key: int | None = None,
         **options: Any,
     ) -> Any:
         """Register a function as the handler of a job type (its name, unless `name` is given).
 
         `async def` runs on the event loop, `def` in a thread, `executor="process"` in a child process that can be
         killed. `backoff` and `backoff_max` bound the delays between attempts, `fail_on` names errors that no retry
-        will mend. The other options are the defaults of its jobs, as in `Task.using`.
+        will mend. `rate` ("100/m", with `burst` at once) and `concurrency` limit its starts over all workers,
+        `rate_per_key` and `concurrency_per_key` those of each key; workers set them when they start, unless an operator
+        did. The other options are the defaults of its jobs, as in `Task.using`.
         """
         policy = Backoff(
             base_ms=duration_ms("1s" if backoff is None else backoff, "backoff"),
             max_ms=duration_ms("10m" if backoff_max is None else backoff_max, "backoff_max"),
         )
+        limits = {
+            "rate": rate,
+            "burst": burst,
+            "concurrency": concurrency,
+            "rate_per_key": rate_per_key,
+            "concurrency_per_key": concurrency_per_key,
+        }
 
         def register(handler: Callable[..., Any]) -> Task[..., Any]:
             if not isinstance(name, str) and not hasattr(handler, "__name__"):
@@ -124,6 +152,7 @@ class Packhorse:
                 fail_on=fail_on if isinstance(fail_on, tuple) else (fail_on,),
                 options=options,
                 description=description,
+                limits=limits,
             )
             if task.type in self.tasks:
                 raise ConfigurationError(f"the job type {task.type!r} has a task already; give this one another name")
@@ -158,7 +187,7 @@ class Packhorse:
 
     def injectable(self, hint: object) -> bool:
         """Answer whether a parameter with this annotation is filled by packhorse rather than by the payload."""
-        if hint is Context:
+        if hint is Context or is_results(hint):
             return True
         try:
             return hint in self.providers
@@ -172,6 +201,8 @@ class Packhorse:
     ) -> JobSpec:
         """Make a job of a task or of a type by name, checked against the task where it is registered here."""
         job_type = task.type if isinstance(task, Task) else check_name(task, "job type")
+        if options and "full_timeout" in options:
+            raise InvalidOption("full_timeout: give it to enqueue or enqueue_many; it says how long the call may wait")
         known = self.tasks.get(job_type)
         value: object = {} if payload is None else dict(payload) if isinstance(payload, Mapping) else payload
         data = known.arguments.write(value) if known is not None else codec.encode(codec.to_plain(value))
@@ -186,51 +217,102 @@ class Packhorse:
             if delay_ms > DELAY_MS_MAX:
                 raise InvalidOption("at: is more than ten years ahead")
             fields = {name: value for name, value in fields.items() if name != AT_MS} | {"delay_ms": max(0, delay_ms)}
+        known = self.tasks.get(job_type)
+        fields = settle_unique(fields, job_type, payload, known.arguments.names if known is not None else ())
+        fields.pop(FULL_TIMEOUT_MS, None)  # of the task: it belongs to the call
         if self.settings.max_attempts is not None:
             fields.setdefault("max_attempts", self.settings.max_attempts)
-        spec = JobSpec(id=self.chance.id(now_ms), type=job_type, payload=payload, **fields)
+        job_id = fields.pop("id", None) or self.chance.id(now_ms)
+        spec = JobSpec(id=job_id, type=job_type, payload=payload, **fields)
         for hook in self.enqueue_hooks:
             spec = hook(spec)
             if not isinstance(spec, JobSpec):
                 raise ConfigurationError(f"the on_enqueue hook {hook.__qualname__} must answer a JobSpec, or raise")
         return spec
 
-    async def aenqueue_specs(self, specs: list[JobSpec]) -> list[Job[Any]]:
-        """Store jobs made before, in batches of 1,000; each batch whole or not at all."""
-        backend = await self.backend()
+    async def aenqueue_specs(
+        self, specs: list[JobSpec], full_timeout_ms: int | None = None, *, together: bool = False
+    ) -> list[Job[Any]]:
+        """Store jobs made before, in batches of 1,000; waits for room in a full queue. See `enqueueing.Store`."""
+        if full_timeout_ms is None:
+            full_timeout_ms = self.settings.enqueue_timeout_ms
+        store = Store(await self.backend(), self.chance, full_timeout_ms, self._after_enqueue, together=together)
         jobs: list[Job[Any]] = []
-        for start in range(0, len(specs), BATCH_MAX):
-            batch = specs[start : start + BATCH_MAX]
-            for spec, answer in zip(batch, await backend.enqueue(batch), strict=True):
-                task = self.tasks.get(spec.type)
-                result_type = task.arguments.result_type if task is not None else Any
-                jobs.append(Job(self, answer.id, created=answer.created, result_type=result_type))
-        if self._after_enqueue is not None:
-            await self._after_enqueue()
+        for spec, answer in zip(specs, await store(specs), strict=True):
+            task = self.tasks.get(spec.type)
+            result_type = task.arguments.result_type if task is not None else Any
+            jobs.append(Job(self, answer.id, created=answer.created, result_type=result_type))
         return jobs
 
-    def enqueue_specs(self, specs: list[JobSpec]) -> list[Job[Any]]:
+    def enqueue_specs(self, specs: list[JobSpec], full_timeout_ms: int | None = None) -> list[Job[Any]]:
         """Store jobs made before; blocks. See `aenqueue_specs`."""
-        return self.portal.call(self.aenqueue_specs(specs))
+        return self.portal.call(self.aenqueue_specs(specs, full_timeout_ms))
 
-    def enqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Job[Any]:
-        """Store a job by type, without importing its task: `app.enqueue("email", {"to": "a@example.com"})`."""
-        return self.enqueue_specs([self.spec(task, payload, options)])[0]
+    def _full_timeout_ms(self, task: Task[..., Any] | str, options: dict[str, Any]) -> int | None:
+        """Take from `options` how long the call may wait for room; else the task says."""
+        given = options.pop("full_timeout", None)
+        if given is not None:
+            return duration_ms(given, "full_timeout")
+        known = task if isinstance(task, Task) else self.tasks.get(task)
+        return known.defaults.get(FULL_TIMEOUT_MS) if known is not None else None
 
-    async def aenqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Job[Any]:
-        """Store a job by type, in async code."""
-        return (await self.aenqueue_specs([self.spec(task, payload, options)]))[0]
+    @overload
+    def enqueue(
+        self, task: Task[..., Any] | str, payload: object = None, /, *, recurring: Mapping[str, Any], **options: Any
+    ) -> ScheduleHandle: ...
+    @overload
+    def enqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Job[Any]: ...
+    def enqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Any:
+        """Store a job by type, without importing its task: `app.enqueue("email", {"to": "a@example.com"})`.
 
-    def enqueue_many(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[Job[Any]]:
+        With `recurring={"cron_expression": "0 0 * * *"}` it defines a schedule of such jobs, see `define_schedule`.
+        """
+        if "recurring" in options:
+            return self.portal.call(self.aenqueue(task, payload, **options))
+        full_timeout_ms = self._full_timeout_ms(task, options)
+        return self.enqueue_specs([self.spec(task, payload, options)], full_timeout_ms)[0]
+
+    @overload
+    async def aenqueue(
+        self, task: Task[..., Any] | str, payload: object = None, /, *, recurring: Mapping[str, Any], **options: Any
+    ) -> ScheduleHandle: ...
+    @overload
+    async def aenqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Job[Any]: ...
+    async def aenqueue(self, task: Task[..., Any] | str, payload: object = None, /, **options: Any) -> Any:
+        """Store a job by type, in async code. See `enqueue`."""
+        if (recurring := options.pop("recurring", None)) is not None:
+            from .schedule import from_recurring
+
+            job_type = task.type if isinstance(task, Task) else task
+            return await self.adefine_schedule(
+                task, payload, **{"name": job_type, **from_recurring(recurring), **options}
+            )
+        full_timeout_ms = self._full_timeout_ms(task, options)
+        return (await self.aenqueue_specs([self.spec(task, payload, options)], full_timeout_ms))[0]
+
+    def enqueue_many(
+        self,
+        jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]],
+        *,
+        full_timeout: float | str | None = None,
+    ) -> list[Job[Any]]:
         """Store many jobs in few transactions. All are checked before the first is stored.
 
         An item is `task.job(...)`, a tuple `(task or type, payload)` or a mapping with `type`, `payload` and options.
+        Where a queue is full they are stored in pieces as room appears; QueueFull after `full_timeout` without any, and
+        its `stored` says how many are stored.
         """
-        return self.enqueue_specs(self._specs(jobs))
+        return self.portal.call(self.aenqueue_many(jobs, full_timeout=full_timeout))
 
-    async def aenqueue_many(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[Job[Any]]:
+    async def aenqueue_many(
+        self,
+        jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]],
+        *,
+        full_timeout: float | str | None = None,
+    ) -> list[Job[Any]]:
         """Store many jobs in few transactions, in async code. See `enqueue_many`."""
-        return await self.aenqueue_specs(self._specs(jobs))
+        full_timeout_ms = None if full_timeout is None else duration_ms(full_timeout, "full_timeout")
+        return await self.aenqueue_specs(self._specs(jobs), full_timeout_ms)
 
     def _specs(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[JobSpec]:
         specs = []

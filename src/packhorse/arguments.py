@@ -78,6 +78,11 @@ class Arguments:
         except TypeError as error:
             raise ConfigurationError(f"{_name(handler)}: its parameters cannot be read from JSON: {error}") from None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that the payload fills."""
+        return self._names
+
     # ---- at enqueue ------------------------------------------------------------------------------------
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

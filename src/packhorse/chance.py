@@ -89,6 +89,11 @@ def named_id(*parts: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def is_named_id(job_id: str) -> bool:
+    """Tell whether an id was made by `named_id`."""
+    return len(job_id) == 36 and job_id[14] == "8"
+
+
 def secret_hex(count_bytes: int = 16) -> str:
     """Answer bytes nobody can guess, from the operating system, as hex."""
     return os.urandom(count_bytes).hex()

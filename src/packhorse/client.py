@@ -10,11 +10,12 @@ from . import codec
 from .arguments import convert
 from .backends.base import Rerun, Steered, job_topic
 from .errors import JobCancelled, JobFailed, NotFound, ResultTimeout
-from .job import TERMINAL, JobRecord, State
+from .job import PARENT_FAILED, TERMINAL, JobRecord, State
 from .settings import duration_ms
 
 if TYPE_CHECKING:
     from .app import Packhorse
+    from .why import Cause
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -66,6 +67,23 @@ class Job(Generic[R]):
         """Where the job stands now."""
         return self._blocking(self.astate())
 
+    async def awhy(self) -> list[Cause]:
+        """Answer what holds the job now, the most decisive first, and what would free it; or how it ended.
+
+        Raises NotFound.
+        """
+        from .why_facts import look_into
+
+        app = self.app
+        found = await look_into(await app.backend(), self.id, app.clock.now_ms(), app.settings.park_ms)
+        if found is None:
+            raise NotFound(f"no job {self.id}: it was deleted, or kept long enough and dropped")
+        return found.causes
+
+    def why(self) -> list[Cause]:
+        """Answer what holds the job now, the most decisive first, and what would free it. See `awhy`."""
+        return self._blocking(self.awhy())
+
     async def acancel(self) -> Steered:
         """Stop the job: DONE if it will not start (again), REQUESTED if it runs and its worker will be told."""
         backend = await self.app.backend()
@@ -106,7 +124,7 @@ class Job(Generic[R]):
             while True:
                 record = await self.arecord()
                 if record.state in TERMINAL:
-                    return self._read_result(record)
+                    return self.read_result(record)
                 left_ms = _RESULT_POLL_MS if end_s is None else (end_s - loop.time()) * 1000
                 if left_ms <= 0:
                     raise ResultTimeout(f"job {self.id} is still {record.state} after {timeout}")
@@ -116,12 +134,14 @@ class Job(Generic[R]):
         """Wait for the job to end and answer what its handler returned; see `aresult`."""
         return self._blocking(self.aresult(timeout))
 
-    def _read_result(self, record: JobRecord) -> R:
+    def read_result(self, record: JobRecord) -> R:
+        """Answer what the record of the ended job has as its result. Raises JobFailed, JobCancelled."""
         if record.state is State.FAILED:
             last = record.errors[-1] if record.errors else None
             raise JobFailed(self.id, f"{last.kind}: {last.message}" if last else "failed")
         if record.state is State.CANCELLED:
-            raise JobCancelled(self.id, "was cancelled")
+            last = record.errors[-1] if record.errors else None
+            raise JobCancelled(self.id, last.message if last and last.kind == PARENT_FAILED else "was cancelled")
         plain: Any = None if record.result is None else codec.decode(record.result)
         try:
             value: R = convert(plain, self._result_type)

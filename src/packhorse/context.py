@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+import msgspec
 
 from . import codec
 from .backends.base import Note
@@ -14,10 +16,17 @@ from .job import Claimed, JobSpec
 
 if TYPE_CHECKING:
     from .app import Packhorse
+    from .parents import Parent, Results
+    from .reach import Reach
+    from .steps import Steps
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Follow-up jobs of one run. More belong into a job that enqueues them in batches.
 FOLLOW_UPS_MAX = 1_000
 NOTE_CHARS_MAX = 500
+_steps_guard = threading.Lock()
 
 
 class Context:
@@ -31,6 +40,8 @@ class Context:
         self._stop = threading.Event()
         self._note: Note | None = None
         self._restart: Callable[[], None] | None = None
+        self._reach: Reach | None = None
+        self._steps: Steps | None = None
         #: Whether the run waits for a place, which its time-out does not count.
         self.timeout_held = False
         self.follow_ups: list[JobSpec] = []
@@ -76,6 +87,11 @@ class Context:
         return dict(self._job.meta or {})
 
     @property
+    def workflow(self) -> str | None:
+        """The id of the workflow the job belongs to."""
+        return self._job.workflow
+
+    @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose lines carry the job."""
         return logging.LoggerAdapter(
@@ -102,15 +118,94 @@ class Context:
     def then(self, task: Any, payload: object = None, /, **options: Any) -> str:
         """Enqueue a follow-up if and only if this run's outcome is stored; answers its id.
 
-        `task` is a task or the name of a type, `payload` its arguments as a mapping, `options` as in `using`.
+        `task` is a task or the name of a type, `payload` its arguments as a mapping, `options` as in `using`; `after`
+        may name follow-ups of this run by the ids that `then` answered. A follow-up belongs to the workflow of its job.
         """
         if len(self.follow_ups) >= FOLLOW_UPS_MAX:
             raise InvalidOption(f"at most {FOLLOW_UPS_MAX} follow-ups; enqueue one job that enqueues them")
         spec = self.app.spec(task, payload, options)
+        if self._job.workflow is not None and spec.workflow is None:
+            spec = msgspec.structs.replace(spec, workflow=self._job.workflow)
         self.follow_ups.append(spec)
         return spec.id
 
+    # ---- steps, and parents ----------------------------------------------------------------------------
+
+    @overload
+    async def step(self, name: str, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `function` unless this job has done the step of this name before; answer what it came to.
+
+            paid = await ctx.step("pay", pay, order=7)
+            await ctx.step("mail", mail, paid)   # fails: the next attempt does not pay again
+
+        The result is durable before this returns, so a step that is kept is never done again: not by a retry, not after
+        a crash, not by a rerun with the same payload. The one under way in a crash may be. Steps of different names may
+        run at once (`asyncio.gather`); the same name twice is one step. A function that is not async runs right here.
+        The result must be JSON of at most 1 MiB, 4 MiB for all of a job's steps, of which there are at most 1,000;
+        else the job fails for good. It is read as the function's return annotation says, the first time too.
+
+        Raises InvalidName, LeaseLost (another run has the job: stop), Unsupported, and what `function` raises.
+        """
+        return await self._own_steps().run(name, function, args, kwargs)
+
+    async def results(self) -> Results:
+        """Answer the results of the job's parents by node name, or by id where a parent has none.
+
+            total = sum((await ctx.results()).values())
+
+        A parameter annotated `packhorse.Results` gets the same. Raises ResultsTooLarge beyond 16 MiB in all.
+        """
+        return await self._read_parents(results=True)
+
+    async def parents(self) -> dict[str, Parent]:
+        """Answer how the job's parents ended, by the same names: `id`, `type`, `state`, `error`. For any number."""
+        return (await self._read_parents(results=False)).parents
+
+    @property
+    def blocking(self) -> BlockingContext:
+        """`step`, `results` and `parents` for `def` handlers: `ctx.blocking.step("pay", pay, order=7)`."""
+        return BlockingContext(self, self._own_reach())
+
+    async def _read_parents(self, *, results: bool) -> Results:
+        from .parents import reading_parents
+
+        reach = self._own_reach()
+        reading = reading_parents(self._job.id, results=results)
+        ids = next(reading)
+        while True:
+            records = await reach.get(ids)
+            try:
+                ids = reading.send(records)
+            except StopIteration as stop:
+                found: Results = stop.value
+                return found
+
+    def _own_reach(self) -> Reach:
+        if self._reach is None:
+            raise RuntimeError("only a run of a worker has steps and parents; in tests use packhorse.testing.inline")
+        return self._reach
+
+    def _own_steps(self) -> Steps:
+        from .steps import Steps
+
+        with _steps_guard:  # a handler may have threads of its own
+            if self._steps is None:
+                self._steps = Steps(self._job, self._own_reach(), self._stop)
+            return self._steps
+
     # ---- for the worker --------------------------------------------------------------------------------
+
+    @property
+    def reach(self) -> Reach | None:
+        """What the run can reach of the store."""
+        return self._reach
+
+    def give_reach(self, reach: Reach | None) -> None:
+        """Let the run reach the store."""
+        self._reach = reach
 
     @property
     def claimed(self) -> Claimed:
@@ -150,3 +245,37 @@ class Context:
         self.timeout_held = False
         if self._restart is not None:
             self._restart()
+
+
+class BlockingContext:
+    """The parts of a context that wait, for handlers in threads and child processes. Get it as `ctx.blocking`."""
+
+    def __init__(self, ctx: Context, reach: Reach) -> None:
+        self._ctx = ctx
+        self._reach = reach
+
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `function` in this thread unless the job has done the step before; see `Context.step`."""
+        value: R = self._ctx._own_steps().run_blocking(name, function, args, kwargs)  # noqa: SLF001  # one with it
+        return value
+
+    def results(self) -> Results:
+        """Answer the results of the job's parents; see `Context.results`."""
+        return self._read_parents(results=True)
+
+    def parents(self) -> dict[str, Parent]:
+        """Answer how the job's parents ended; see `Context.parents`."""
+        return self._read_parents(results=False).parents
+
+    def _read_parents(self, *, results: bool) -> Results:
+        from .parents import reading_parents
+
+        reading = reading_parents(self._ctx.id, results=results)
+        ids = next(reading)
+        while True:
+            records = self._reach.get_blocking(ids, self._ctx._stop)  # noqa: SLF001  # one with it
+            try:
+                ids = reading.send(records)
+            except StopIteration as stop:
+                found: Results = stop.value
+                return found

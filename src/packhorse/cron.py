@@ -202,10 +202,10 @@ def _stretches(zone: tzinfo, day: int, fixed: bool) -> tuple[_Stretch, ...]:
         for local in (low, high)
         for fold in (0, 1)
     }
-    change = _change(zone, low - max(offsets), high - min(offsets)) if len(offsets) > 1 else None
-    if change is None:
-        offset = _offset_at(zone, low - min(offsets))
+    if len(offsets) == 1:
+        (offset,) = offsets
         return (_Stretch(low, high, offset, low - offset),)
+    change = _change(zone, low - max(offsets), high - min(offsets))
     old, new = _offset_at(zone, change - 1), _offset_at(zone, change)
     # A fixed time goes on where the old clock stopped: what the new one skips is held up at the change.
     start = change + old if fixed else change + new
@@ -216,11 +216,9 @@ def _stretches(zone: tzinfo, day: int, fixed: bool) -> tuple[_Stretch, ...]:
     return tuple(stretch for stretch in both if stretch.low < stretch.high)
 
 
-def _change(zone: tzinfo, low: int, high: int) -> int | None:
-    """Answer the first instant with another offset than `low` has; None if `high` has the same."""
+def _change(zone: tzinfo, low: int, high: int) -> int:
+    """Answer the first instant, up to `high`, with another offset than `low` has."""
     old = _offset_at(zone, low)
-    if _offset_at(zone, high) == old:
-        return None
     while high - low > 1:
         middle = (low + high) // 2
         if _offset_at(zone, middle) == old:

@@ -8,14 +8,18 @@ PackhorseError
 │   │   └── PayloadTooLarge
 │   ├── UnknownType          no task of that name is registered here
 │   ├── UniqueConflict       a live job holds the unique key
+│   ├── IdempotencyConflict  the idempotency key belongs to another job
 │   ├── UnknownParent        `after` names a job that is not there
 │   ├── QueueFull            the queue is at its capacity; try later
+│   ├── ResultsTooLarge      the results of a job's parents are too many bytes to be handed over at once
 │   └── Unsupported          this backend cannot do it, by the name of the capability
 ├── NotFound                 no job, queue or worker of that name
 ├── ConfigurationError       a URL, setting or file that cannot work as given
 │   └── SchemaMismatch       the store was made by another version
 ├── Unavailable              the backend does not answer now; trying again may help
+├── LeaseLost                the job belongs to another run by now: nothing this run does counts any more
 ├── ResultTimeout            the job has not ended within the time given
+├── WorkflowFailed           asked for the results of a workflow that did not come to its end
 └── JobEndedBadly            asked for the result of a job that has none
     ├── JobFailed
     └── JobCancelled
@@ -68,6 +72,17 @@ class UniqueConflict(Refused):
         self.holder = holder
 
 
+class IdempotencyConflict(Refused):
+    """The idempotency key was used before, for the job `job_id` of another type or with another payload."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"the idempotency key was used for job {job_id}, which has another type or payload; "
+            "send the same again, or use a key of its own for this one"
+        )
+        self.job_id = job_id
+
+
 class UnknownParent(Refused):
     """`after` names the job `parent`, which is neither in the store nor in the same call."""
 
@@ -87,6 +102,20 @@ class QueueFull(Refused):
         self.queue = queue
         self.capacity = capacity
         self.retry_after_ms = retry_after_ms
+        #: How many jobs of the call, from the front, were stored before there was no more room.
+        self.stored = 0
+
+
+class ResultsTooLarge(Refused):
+    """The results of `parents` parents are more than `bytes_max` bytes in all."""
+
+    def __init__(self, parents: int, bytes_max: int) -> None:
+        super().__init__(
+            f"the results of {parents:,} parents are more than {bytes_max:,} bytes; fetch them one by one: "
+            "await ctx.app.job(parent.id).aresult() for each parent of ctx.parents()"
+        )
+        self.parents = parents
+        self.bytes_max = bytes_max
 
 
 class Unsupported(Refused):
@@ -118,8 +147,24 @@ class Unavailable(PackhorseError):
     """The backend did not answer in time. What was asked may or may not have been done."""
 
 
+class LeaseLost(PackhorseError):
+    """The job was taken from this run: stop. What is already done may be done again by the run that has it now."""
+
+
 class ResultTimeout(PackhorseError, TimeoutError):
     """The job did not reach a terminal state within the time given."""
+
+
+class WorkflowFailed(PackhorseError):
+    """Not all nodes that were asked for succeeded; `nodes` has the reason for each that ended otherwise, by name."""
+
+    def __init__(self, workflow: str, nodes: dict[str, str]) -> None:
+        shown_max = 5
+        text = "; ".join(f"{name}: {reason}" for name, reason in list(nodes.items())[:shown_max])
+        more = f"; and {len(nodes) - shown_max:,} more" if len(nodes) > shown_max else ""
+        super().__init__(f"workflow {workflow}: {text}{more}")
+        self.workflow = workflow
+        self.nodes = nodes
 
 
 class JobEndedBadly(PackhorseError):

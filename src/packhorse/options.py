@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
+
+from . import codec
+from .chance import named_id
 from .errors import InvalidOption, shown
 from .job import (
+    AFTER_FAILED,
     AFTER_MAX,
     DELAY_MS_MAX,
     KEY_CHARS_MAX,
@@ -25,6 +31,28 @@ from .settings import duration_ms
 
 #: The key under which a fixed instant travels until the moment of the enqueue.
 AT_MS = "at_ms"
+
+#: How long an enqueue waits for room in a full queue. It belongs to the call, not to the job.
+FULL_TIMEOUT_MS = "full_timeout_ms"
+
+#: Arguments that a unique key may be made of.
+UNIQUE_ARGUMENTS_MAX = 32
+
+#: Options that say more about a unique key, each with the field of `Unique` it becomes.
+_UNIQUE_PARTS = {"unique_for_ms": "for_ms", "unique_states": "states", "on_conflict": "on_conflict"}
+ON_CONFLICT = ("existing", "replace", "refuse")
+
+
+class UniqueKey(NamedTuple):
+    """A unique key as text, held as the other options say."""
+
+    key: str
+
+
+class UniqueBy(NamedTuple):
+    """A unique key that is made of a job's arguments: of those named, or of all (None)."""
+
+    names: tuple[str, ...] | None
 
 
 def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,10 +79,52 @@ def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def over_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Put fields that were given over a task's own. When a job is due is one choice, by `delay` or by `at`."""
+    """Put fields that were given over a task's own. When a job is due is one choice, by `delay` or by `at`.
+
+    A key is held as the task says, unless it was given as a whole `Unique`, or not at all.
+    """
     if AT_MS in given or "delay_ms" in given:
         defaults = {name: value for name, value in defaults.items() if name not in {AT_MS, "delay_ms"}}
+    lifted = "unique" in given and not isinstance(given["unique"], UniqueKey | UniqueBy)
+    if lifted or "unique" not in {**defaults, **given}:
+        defaults = {name: value for name, value in defaults.items() if name not in _UNIQUE_PARTS}
     return {**defaults, **given}
+
+
+def settle_unique(
+    fields: Mapping[str, Any], job_type: str, payload: bytes, parameters: Collection[str] = ()
+) -> dict[str, Any]:
+    """Put what was said about a unique key together, now that the payload is known.
+
+    `parameters` are the arguments the task declares: one that was left out counts as left out. Raises InvalidOption.
+    """
+    parts = {_UNIQUE_PARTS[name]: fields[name] for name in _UNIQUE_PARTS if name in fields}
+    fields = {name: value for name, value in fields.items() if name not in _UNIQUE_PARTS}
+    unique = fields.get("unique")
+    if isinstance(unique, UniqueKey):
+        unique = Unique(key=unique.key)
+    elif isinstance(unique, UniqueBy):
+        unique = Unique(key=_key_of_arguments(unique.names, job_type, payload, parameters))
+    if unique is None:
+        if parts and "unique" not in fields:  # not where unique=False took the task's own key away
+            raise InvalidOption(
+                "unique_for, unique_states and on_conflict say more about a unique key: give unique too"
+            )
+        return fields
+    return {**fields, "unique": msgspec.structs.replace(unique, **parts)}
+
+
+def _key_of_arguments(names: tuple[str, ...] | None, job_type: str, payload: bytes, parameters: Collection[str]) -> str:
+    value = codec.decode(payload)
+    if names is not None:
+        there = value if isinstance(value, dict) else {}
+        for name in names:
+            if name not in there and name not in parameters:
+                known = ", ".join(sorted({*there, *parameters})[:20]) or "none"
+                raise InvalidOption(f"unique: there is no argument {shown(name)}; there are {known}")
+        value = {name: there[name] for name in sorted(names) if name in there}
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return f"{job_type}:{named_id('unique', job_type, ' '.join(sorted(names or ())), canonical)}"
 
 
 def _queue(value: object) -> tuple[str, str]:
@@ -100,18 +170,49 @@ def read_instant_ms(value: object, what: str = "at") -> int:
     return round(value.timestamp() * 1000)
 
 
-def _unique(value: object) -> tuple[str, Unique]:
+def _unique(value: object) -> tuple[str, Unique | UniqueKey | UniqueBy | None]:
+    if isinstance(value, bool):
+        return "unique", UniqueBy(None) if value else None
+    if isinstance(value, list | tuple):
+        if not 1 <= len(value) <= UNIQUE_ARGUMENTS_MAX or not all(isinstance(name, str) for name in value):
+            raise InvalidOption(f"unique: name 1 to {UNIQUE_ARGUMENTS_MAX} arguments, or give True for all")
+        return "unique", UniqueBy(tuple(dict.fromkeys(_short_text(name, "unique") for name in value)))
     if isinstance(value, str):
-        value = Unique(key=value)
+        return "unique", UniqueKey(_short_text(value, "unique"))
     if not isinstance(value, Unique):
-        raise InvalidOption(f"unique: {shown(value)} must be a key as text, or packhorse.Unique(key=...)")
+        raise InvalidOption(
+            f"unique: {shown(value)} must be a key as text, True (all arguments), a list of arguments, "
+            "or packhorse.Unique(key=...)"
+        )
     _short_text(value.key, "unique")
-    if value.on_conflict not in {"existing", "replace", "refuse"}:
+    if value.on_conflict not in ON_CONFLICT:
         raise InvalidOption(f"unique: on_conflict={value.on_conflict!r} must be existing, replace or refuse")
     for_ms: object = value.for_ms  # a struct does not check what it is made of
     if not isinstance(for_ms, int) or for_ms < 0 or not set(value.states) <= set(State):
         raise InvalidOption("unique: for_ms must not be negative and states must be states of a job")
     return "unique", value
+
+
+def _unique_states(value: object) -> tuple[str, tuple[State, ...]]:
+    words = value.split(",") if isinstance(value, str) else value
+    known = {str(state): state for state in State}
+    if not isinstance(words, list | tuple | set | frozenset) or not words:
+        raise InvalidOption(f"unique_states: give a list of {', '.join(known)}")
+    states = [known.get(str(word).strip()) for word in words]
+    if None in states:
+        raise InvalidOption(f"unique_states: {shown(value, 80)} must be some of {', '.join(known)}")
+    return "unique_states", tuple(state for state in State if state in states)
+
+
+def _on_conflict(value: object) -> tuple[str, str]:
+    if value not in ON_CONFLICT:
+        raise InvalidOption(f"on_conflict: {shown(value)} must be existing, replace or refuse")
+    return "on_conflict", str(value)
+
+
+def _idempotency_key(value: object) -> tuple[str, str]:
+    """Answer the id of the one job that this key stands for."""
+    return "id", named_id("idempotency", _short_text(value, "idempotency_key"))
 
 
 def _short_text(value: object, what: str) -> str:
@@ -124,7 +225,13 @@ def _after(value: object) -> tuple[str, tuple[str, ...]]:
     parents = [value] if isinstance(value, str) or hasattr(value, "id") else value
     if not isinstance(parents, list | tuple) or len(parents) > AFTER_MAX:
         raise InvalidOption(f"after: give a job, its id, or a list of up to {AFTER_MAX}")
-    return "after", tuple(_job_id(getattr(parent, "id", parent)) for parent in parents)
+    return "after", tuple(dict.fromkeys(_job_id(getattr(parent, "id", parent)) for parent in parents))
+
+
+def _after_failed(value: object) -> tuple[str, str]:
+    if value not in AFTER_FAILED or not isinstance(value, str):
+        raise InvalidOption(f"after_failed: {shown(value)} must be one of {', '.join(AFTER_FAILED)}")
+    return "after_failed", value
 
 
 def _job_id(value: object) -> str:
@@ -163,7 +270,13 @@ _READERS: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "delay": lambda value: ("delay_ms", duration_ms(value, "delay", DELAY_MS_MAX)),
     "at": lambda value: (AT_MS, read_instant_ms(value)),
     "unique": _unique,
+    "unique_for": lambda value: ("unique_for_ms", duration_ms(value, "unique_for", DELAY_MS_MAX)),
+    "unique_states": _unique_states,
+    "on_conflict": _on_conflict,
+    "idempotency_key": _idempotency_key,
+    "full_timeout": lambda value: (FULL_TIMEOUT_MS, duration_ms(value, "full_timeout", DELAY_MS_MAX)),
     "after": _after,
+    "after_failed": _after_failed,
     "key": lambda value: ("key", _short_text(value, "key")),
     "tags": _tags,
     "meta": _meta,

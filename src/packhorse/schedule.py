@@ -2,7 +2,7 @@
 
 A schedule has a cursor, `done_ms`: slots up to it are dealt with. `plan` answers the slots from there to the store's
 now, chosen by the missed policy, and where the cursor goes. Any number of tickers plan the same; the store takes one.
-Times are ms since 1970 UTC and come from the store, never from the clock of a worker (FAILURES B36).
+Times are ms since 1970 UTC and come from the store, never from the clock of a worker (FAILURES B36). Decision 12.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .backends.messages import Firing, Schedule
 from .chance import named_id
 from .errors import InvalidOption, shown
 from .job import JobSpec, Unique, check_name
+from .options import AT_MS
 from .settings import duration_ms
 
 MISSED = ("skip", "latest", "all")
@@ -87,6 +88,16 @@ def check_schedule(definition: Schedule) -> None:
         raise InvalidOption("after: the jobs of a schedule have no parents; enqueue the others from its handler")
     if spec.unique is not None and definition.overlap == "skip":
         raise InvalidOption("unique: overlap='skip' holds a unique key already; give one of them")
+
+
+def check_job_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of a job that its slot decides; those that a template shows are refused by `check_schedule`."""
+    if options.get("at") is not None or options.get(AT_MS) is not None:
+        raise InvalidOption("at: a schedule itself says when its jobs are due; leave delay and at out")
+    if options.get("idempotency_key") is not None:
+        raise InvalidOption(
+            "idempotency_key: each slot is one job already, and a schedule is one by its name; leave it out"
+        )
 
 
 def _check_times(cron: object, every_ms: int | None, tz: str) -> None:

@@ -61,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 100
     processes: int = 1
     max_attempts: int | None = None
+    enqueue_timeout_ms: int = 30_000
+    capacity: int | None = None
     lease_ms: int = 30_000
     shutdown_timeout_ms: int = 30_000
     poll_interval_ms: int = 1_000
@@ -81,11 +83,22 @@ def _positive(text: object, what: str) -> int:
     return number
 
 
+def _capacity(text: object, what: str) -> int:
+    number = text if isinstance(text, int) and not isinstance(text, bool) else 0
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{1,10}", text.strip()):
+        number = int(text)
+    if not 1 <= number <= 1_000_000_000:
+        raise ConfigurationError(f"{what}={shown(text)} must be a whole number from 1 to 1000000000")
+    return number
+
+
 def _words(text: object, what: str) -> tuple[str, ...]:
+    if isinstance(text, Mapping):
+        text = [f"{name}={weight}" for name, weight in text.items()]
     items = text.split(",") if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
     names = tuple(str(item).strip() for item in items if str(item).strip())
     if not names:
-        raise ConfigurationError(f"{what} must name at least one queue, as 'a,b'")
+        raise ConfigurationError(f"{what} must name at least one queue, as 'a,b' or 'a=6,b=1'")
     return names
 
 
@@ -131,6 +144,8 @@ _READERS: dict[str, Any] = {
     "concurrency": _positive,
     "processes": _positive,
     "max_attempts": _positive,
+    "enqueue_timeout_ms": _duration,
+    "capacity": _capacity,
     "lease_ms": _duration,
     "shutdown_timeout_ms": _duration,
     "poll_interval_ms": _duration,
@@ -152,6 +167,7 @@ ALIASES: dict[str, tuple[str, Any]] = {
     "WORKER_MAX_RETRIES": ("max_attempts", _retries_as_attempts),
     "MAX_ATTEMPTS": ("max_attempts", _positive),
     "WORKER_SHUTDOWN_TIMEOUT": ("shutdown_timeout_ms", _duration),
+    "BUFFER_SIZE": ("capacity", _capacity),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("console", "json")),
 }

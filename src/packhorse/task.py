@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, get
 
 from .arguments import Arguments
 from .client import Job
-from .errors import ConfigurationError
+from .errors import ConfigurationError, InvalidOption
 from .job import JobSpec, check_name
-from .options import over_defaults, read_options
+from .options import FULL_TIMEOUT_MS, over_defaults, read_options
 from .retry import Backoff
 
 if TYPE_CHECKING:
     from .app import Packhorse
+    from .backends.base import Limit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,6 +37,7 @@ class Task(Generic[P, R]):
         fail_on: tuple[type[BaseException], ...],
         options: dict[str, Any],
         description: str | None = None,
+        limits: dict[str, Any] | None = None,
     ) -> None:
         self.app = app
         self.handler = handler
@@ -43,6 +45,9 @@ class Task(Generic[P, R]):
         self.backoff = backoff
         self.fail_on = fail_on
         self.defaults = read_options(options)
+        if "id" in self.defaults:
+            raise InvalidOption(f"{type}: an idempotency key stands for one job; give it with the job")
+        self.limits = _read_limits(type, limits or {})
         self.description = description or _first_line(handler)
         self.read_signature()
         self.executor: Executor = executor or ("async" if inspect.iscoroutinefunction(handler) else "thread")
@@ -85,7 +90,8 @@ class Task(Generic[P, R]):
     def using(self, **options: Any) -> Using[P, R]:
         """Answer this task with options for the jobs enqueued through it: `task.using(delay="30s").enqueue(...)`.
 
-        Options: queue, priority, max_attempts (or max_retries), timeout, delay, at, unique, after, key, tags, meta.
+        Options: queue, priority, max_attempts (or max_retries), timeout, delay, at, unique, unique_for, unique_states,
+        on_conflict, idempotency_key, after, after_failed, key, tags, meta, full_timeout.
         """
         return Using(self, read_options(options) if options else {})
 
@@ -99,18 +105,35 @@ class Using(Generic[P, R]):
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Store a job, see `Task.enqueue`."""
-        return self._task.app.enqueue_specs([self.job(*args, **kwargs)])[0]
+        return self._task.app.enqueue_specs([self._job(*args, **kwargs)], self._full_timeout_ms)[0]
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Store a job in async code, see `Task.enqueue`."""
-        return (await self._task.app.aenqueue_specs([self.job(*args, **kwargs)]))[0]
+        return (await self._task.app.aenqueue_specs([self._job(*args, **kwargs)], self._full_timeout_ms))[0]
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec:
         """Make a job without storing it."""
+        if FULL_TIMEOUT_MS in self._fields:
+            raise InvalidOption("full_timeout: give it to enqueue or enqueue_many; it says how long the call may wait")
+        return self._job(*args, **kwargs)
+
+    @property
+    def _full_timeout_ms(self) -> int | None:
+        return self._fields.get(FULL_TIMEOUT_MS, self._task.defaults.get(FULL_TIMEOUT_MS))
+
+    def _job(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec:
         task = self._task
         return task.app.make_spec(
             task.type, task.arguments.bind(args, kwargs), over_defaults(task.defaults, self._fields)
         )
+
+
+def _read_limits(job_type: str, given: dict[str, Any]) -> tuple[Limit, ...]:
+    if all(value is None for value in given.values()):
+        return ()
+    from .rates import task_limits
+
+    return task_limits(job_type, **given)
 
 
 def _first_line(handler: Callable[..., Any]) -> str:

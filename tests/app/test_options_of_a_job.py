@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from packhorse import ConfigurationError, InvalidName, InvalidOption, Packhorse, Unique, Unsupported
+from packhorse.backends.base import Capabilities
+from packhorse.backends.memory import MemoryBackend
 from packhorse.clock import ManualClock
 from packhorse.testing import stored
 
@@ -95,7 +97,7 @@ HUGE = 10**5_000
 
 #: (options, what the message says)
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"queues": "a"}, "no option 'queues'; there are after, at, delay, key, max_attempts"),
+    ({"queues": "a"}, "no option 'queues'; there are after, after_failed, at, delay, full_timeout"),
     ({"retries": 3}, "there is no option 'retries'"),
     ({"queue": "a b"}, "cannot name a queue"),
     ({"queue": ""}, "cannot name a queue"),
@@ -231,7 +233,8 @@ def test_an_app_refuses_settings_it_does_not_know():
         Packhorse("memory://", conccurency=3)
 
 
-def test_what_the_backend_cannot_do_is_refused_by_name(app, task):
+def test_what_the_backend_cannot_do_is_refused_by_name(app, task, monkeypatch):
+    monkeypatch.setattr(MemoryBackend, "capabilities", Capabilities(durable=False, shared=False))
     with stored(app):
         for options, flag in [
             ({"after": ["x"]}, "dependencies"),

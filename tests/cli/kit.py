@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from click.testing import CliRunner, Result
 
-from packhorse.backends.base import Capabilities, Settlement
+from packhorse.backends.base import Settlement
 from packhorse.backends.memory import MemoryBackend, MemoryStore
 from packhorse.chance import Chance
 from packhorse.cli.main import root
@@ -24,7 +25,7 @@ CHANCE = Chance(7)
 class SharedMemory(MemoryBackend):
     """A memory backend that passes for one that other processes reach."""
 
-    capabilities = Capabilities(durable=False, shared=True)
+    capabilities = msgspec.structs.replace(MemoryBackend.capabilities, shared=True)
 
 
 class Cli:

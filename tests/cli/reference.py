@@ -53,8 +53,8 @@ Errors and hints go to stderr: an error is one line that says what to do. `PACKH
 
 ## Shapes of `--json`
 
-A **job** is `id type queue state priority attempt max_attempts key tags payload result error errors progress unique
-after workflow schedule slot worker timeout_ms created_at due_at started_at finished_at`. Instants are RFC 3339 in UTC;
+A **job** is `id type queue state priority attempt max_attempts key tags meta payload result error errors progress
+progress_note cancel_requested unique after workflow schedule slot worker timeout_ms created_at due_at started_at finished_at`. Instants are RFC 3339 in UTC;
 what does not apply is `null`. `error` is the last one as text, `null` once the job has succeeded; an item of `errors` is
 `{"attempt", "at", "kind", "message", "traceback"}`. Stored bytes that are not JSON are shown as `{"undecodable": "<hex>"}`.
 
@@ -69,8 +69,14 @@ what does not apply is `null`. `error` is the last one as text, `null` once the 
 | `health` | `{"status", "service", "version", "latency_ms", "workers", "pending", "problems"}`; `status` is `OK` or `UNAVAILABLE` |
 | `queues list` | `{"items": [{"queue", "states", "oldest_pending_ms", "paused", "capacity"}], "next": null}` |
 | `queues pause`, `resume` | `{"items": [{"queue", "paused"}], "next": null}` |
+| `schedules list` | `{"items": [schedule], "next": null}`; a schedule is `name type payload queue priority max_attempts timeout_ms key tags cron every_ms tz missed overlap jitter_ms source paused next done_until`: `source` is `app:NAME` where an app's code defines it, `next` is null while it is paused, slots up to `done_until` are dealt with |
+| `schedules show` | a schedule |
+| `schedules add` | a schedule and `answer`: `added`, `changed` or `unchanged` |
+| `schedules pause`, `resume`, `remove` | `{"items": [{"name", "paused"}], "next": null}`, or `"removed"` |
+| `schedules run` | `{"id", "created"}`; `created` is false where a job of it has not ended and `overlap` is `skip` |
+| `schedules next` | `{"items": [{"at", "local"}], "next": null}`; `local` is the same instant with the offset of the zone |
 | `workers` | `{"items": [{"id", "host", "pid", "queues", "types", "concurrency", "busy", "running", "started_at", "lease_left_ms", "version"}], "next": null}` |
-| `submit` | `{"id", "created"}`; `created` is false where a live job holds the unique key, whose id it is |
+| `submit` | `{"id", "created"}`; `created` is false where a live job holds the unique key, whose id it is. With `recurring`: `{"schedule", "answer"}` |
 | `migrate`, `version` | `{"schema"}`, `{"version"}` |
 
 ## Commands
@@ -108,10 +114,12 @@ _MEANINGS = {
     "url": "The store. `sqlite:///FILE` (three slashes: relative, four: absolute), or `memory://` inside one program.",
     "store": "The store beside a URL that is a transport.",
     "namespace": "What names of packhorse on a shared server begin with.",
-    "queues": "The queues a worker takes from, in order of preference; in the environment joined by commas.",
+    "queues": "The queues a worker takes from, strictly in order; in the environment joined by commas. With weights, as `a=6,b=1`, each claim takes them in a random order with these odds.",
     "concurrency": "Jobs at once in each runner process.",
     "processes": "Runner processes of a worker.",
     "max_attempts": "Runs of a job that does not say it itself.",
+    "enqueue_timeout_ms": "How long an enqueue waits for room in a full queue; `0` refuses at once.",
+    "capacity": "Pending jobs that each queue of a worker may hold, where nobody has set it for the queue.",
     "lease_ms": "How long a claim holds without a sign of life; 1s to 1d.",
     "shutdown_timeout_ms": "How long running jobs have to end when a worker stops.",
     "poll_interval_ms": "How often an idle worker looks, if nothing wakes it.",

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from packhorse.backends.base import Capabilities
 from packhorse.codec import PAYLOAD_BYTES_MAX
 from packhorse.job import JobRecord
 
-from .kit import Cli
+from .kit import Cli, SharedMemory
 
 
 def stored(cli: Cli) -> list[JobRecord]:
@@ -231,7 +232,8 @@ def test_wrong_use_is_refused_before_the_store_is_opened(cli: Cli, args: tuple[s
     assert cli.opened == 0
 
 
-def test_what_the_backend_cannot_do_is_refused_by_name(cli: Cli) -> None:
+def test_what_the_backend_cannot_do_is_refused_by_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SharedMemory, "capabilities", Capabilities(durable=False, shared=True))
     stderr = cli("submit", "-t", "t", "--after", "01a20000-0000-7000-8000-000000000000", code=1).stderr
     assert "does not support 'dependencies'" in stderr
     assert not stored(cli)

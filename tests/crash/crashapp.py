@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from packhorse import Context, Packhorse
+from packhorse import Context, Fail, Packhorse, Results
 
 app = Packhorse(os.environ.get("CRASH_URL", "memory://"))
 
@@ -69,3 +69,57 @@ async def eat_memory(ctx: Context, megabytes: int) -> int:
         await asyncio.sleep(0.002)
     await asyncio.sleep(30)
     return len(eaten)
+
+
+@app.task(backoff="10ms", backoff_max="50ms")
+async def node(ctx: Context, ms: float = 1, fails: bool = False) -> int:
+    """One job of a workflow."""
+    note("start", ctx)
+    await asyncio.sleep(ms / 1000)
+    note("end", ctx)
+    if fails:
+        raise Fail("as planned")
+    return 1
+
+
+@app.task
+async def join(ctx: Context, results: Results) -> dict[str, int]:
+    note("start", ctx)
+    note("end", ctx)
+    return {"sum": sum(results[name] for name in results.succeeded), "failed": len(results.failed)}
+
+
+def effect(ctx: Context, name: str) -> int:
+    note(name, ctx)
+    return ctx.attempt
+
+
+@app.task(backoff="10ms", backoff_max="50ms")
+async def five_steps(ctx: Context, ms: float = 50) -> list[int]:
+    note("start", ctx)
+    made = []
+    for number in range(5):
+        made.append(await ctx.step(f"step{number}", effect, ctx, f"step{number}"))
+        await asyncio.sleep(ms / 1000)
+    note("end", ctx)
+    return made
+
+
+@app.task(backoff="10ms", backoff_max="50ms")
+def five_steps_and_kills(ctx: Context) -> list[int]:
+    """Killed between two steps in the first attempt, within a step after its effect in the second."""
+    note("start", ctx)
+
+    def under_way(name: str) -> int:
+        made = effect(ctx, name)
+        if ctx.attempt == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+    made = [ctx.blocking.step("step0", effect, ctx, "step0"), ctx.blocking.step("step1", effect, ctx, "step1")]
+    if ctx.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    made.append(ctx.blocking.step("step2", effect, ctx, "step2"))
+    made.append(ctx.blocking.step("step3", under_way, "step3"))
+    made.append(ctx.blocking.step("step4", effect, ctx, "step4"))
+    return made

@@ -74,7 +74,7 @@ class AcknowledgesBeforeCommit(MemoryBackend):
             job = self.store.jobs.get(job_id)
             if at_ms >= oldest_ms and job is not None and job.state in {State.PENDING, State.SCHEDULED}:
                 if job.unique is not None:
-                    self.store.free_unique(job)
+                    self.store.unique.pop((job.queue, job.unique), None)
                 job.place = (0, 0, 0)
                 del self.store.jobs[job_id]
 
@@ -166,7 +166,7 @@ class FreesKeysOnRetry(MemoryBackend):
         for item, verdict in zip(settlements, verdicts, strict=True):
             job = self.store.jobs.get(item.id)
             if verdict is Verdict.APPLIED and job is not None and job.unique is not None:
-                self.store.free_unique(job)
+                self.store.unique.pop((job.queue, job.unique), None)
         return verdicts
 
 

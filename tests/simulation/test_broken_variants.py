@@ -10,7 +10,12 @@ import pytest
 
 from packhorse.testing.simulator.running import first_failing
 
-from .broken import STORES, WORKERS
+from . import broken
+from .broken_flow import FLOW_STORES, FLOW_WORKERS
+from .broken_structure import STRUCTURE_STORES, STRUCTURE_WORKERS
+
+STORES = [*broken.STORES, *FLOW_STORES, *STRUCTURE_STORES]
+WORKERS = [*broken.WORKERS, *FLOW_WORKERS, *STRUCTURE_WORKERS]
 
 FEW = (0, 60)
 SEEDS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from packhorse.testing.simulator import run_seed
-from packhorse.testing.simulator.handlers import KINDS
+from packhorse.testing.simulator.work import KINDS, STEPS
 from packhorse.testing.simulator.running import Summary, excerpt, run_many
 from packhorse.testing.simulator.storm import KINDS as FAULTS
 
@@ -57,6 +57,13 @@ def test_every_fault_strikes(summary, fault):
         "rerun: live", "unique conflict", "pause", "resume", "request lost", "reply lost", "slow call", "bell missed",
         "ambush: claim sent", "ambush: claim done", "ambush: settle done", "ambush: retire sent",
         "ambush: heartbeat done",
+        "freed by parents", "freed by a parent that failed", "cancelled by a parent", "revived with a parent",
+        "rerun waits for a parent", "rerun with another payload", "rerun: conflict", "delete: done", "delete: live",
+        "limit set", "limit changed", "start under a limit", "held back by rate", "held back by concurrency",
+        "a turn of another key", "replaced", "refused: UniqueConflict", "refused: QueueFull", "refused: UnknownParent",
+        "left out for its key", "capacity set", "schedule defined", "schedule redefined", "schedule paused",
+        "schedule resumed", "schedule removed", "slot fired", "slot skipped", "slots made good", "fire: stale",
+        "step kept", "step kept again", "step answered",
     ],
 )  # fmt: skip
 def test_every_event_happens(summary, event):
@@ -64,6 +71,6 @@ def test_every_event_happens(summary, event):
 
 
 @pytest.mark.skipif(SEEDS < 200, reason="few seeds need not cover everything")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, STEPS])
 def test_every_kind_of_handler_runs(summary, kind):
     assert summary.counted.get(f"handler: {kind}", 0) > 0

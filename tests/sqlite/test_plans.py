@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from packhorse.backends.base import Query, Settlement
-from packhorse.backends.sqlite import SQLiteBackend, claiming, keeping, looking, moving, rows
+from packhorse.backends.sqlite import SQLiteBackend, claiming, dropping, keeping, looking, moving, rows
 from packhorse.backends.sqlite import engine as engine_module
 from packhorse.chance import CHANCE
 from packhorse.job import JobSpec, State
@@ -85,8 +85,9 @@ async def _pending(backend: SQLiteBackend) -> int:
     [
         (keeping.NEXT_DUE, (), "COVERING INDEX due"),
         (keeping.HOLDERS, (0,), "COVERING INDEX running (worker>?)"),
-        (keeping.KEPT, (5, 0, 10), "COVERING INDEX ended (state=? AND finished_at_ms<?)"),
-        (keeping._PROMOTE, (0, 10), "INTEGER PRIMARY KEY"),
+        (dropping.KEPT, (5, 0, 10), "COVERING INDEX ended (state=? AND children=? AND finished_at_ms<?)"),
+        (keeping.DUE, (0, 10), "INDEX due (due_at_ms<?)"),
+        (keeping._PROMOTE, ("[]",), "INTEGER PRIMARY KEY"),
         (keeping._HELD, (0,), "INDEX running (worker=?)"),
         (moving._SUCCEED, (0, "[]", 0), "sqlite_autoindex_jobs_1 (id=?)"),
         (rows._SAVE, ("[]",), "INTEGER PRIMARY KEY"),
@@ -102,9 +103,9 @@ def test_moves_read_only_what_they_need(store: Path, sql: str, values: Any, inde
 
 def test_counts_reads_indexes_only(store: Path) -> None:
     plan = _plan(store, looking.COUNTS, ())
-    for index in ("ready", "due", "running", "ended"):
+    for index in ("ready", "laned", "due", "running", "ended", "listed"):
         assert f"jobs USING COVERING INDEX {index}" in plan
-    assert plan.count("COVERING") == 4
+    assert plan.count("COVERING") == 6
 
 
 class _Recorder:
@@ -122,10 +123,10 @@ class _Recorder:
 @pytest.mark.parametrize(
     ("query", "index"),
     [
-        (Query(states=(State.FAILED,)), "USING COVERING INDEX failed"),
+        (Query(states=(State.FAILED,)), "USING COVERING INDEX listed"),
         (
             Query(states=(State.FAILED,), cursor="700", oldest_first=True),
-            "USING COVERING INDEX failed (state=? AND rowid>?)",
+            "USING COVERING INDEX listed (state=? AND seq>?)",
         ),
         (Query(states=(State.SCHEDULED, State.RUNNING)), "COVERING INDEX due"),
         (Query(), "INTEGER PRIMARY KEY"),

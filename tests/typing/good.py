@@ -5,7 +5,21 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, assert_type
 
-from packhorse import Cancel, Context, Fail, Job, JobRecord, JobSpec, Packhorse, Retry, Snooze, State, Task
+from packhorse import (
+    Cancel,
+    Context,
+    Fail,
+    Job,
+    JobRecord,
+    JobSpec,
+    Packhorse,
+    Retry,
+    Schedule,
+    ScheduleHandle,
+    Snooze,
+    State,
+    Task,
+)
 
 app = Packhorse("memory://typed")
 
@@ -52,6 +66,27 @@ def with_options(ctx: Context, name: str) -> str:
 @app.task
 def anything(payload: Any) -> None:
     """Take any payload."""
+
+
+@app.schedule("0 9 * * *", tz="Europe/Paris", missed="all", overlap="skip", jitter="5s", payload={"a": 1})
+@app.schedule(every="30s", name="often", queue="q")
+@app.task
+def again(a: int = 0) -> int:
+    """Run again and again."""
+    return a
+
+
+def schedules() -> None:
+    """Define and steer schedules from data."""
+    assert_type(again.enqueue(a=1), Job[int])
+    assert_type(app.schedules, dict[str, Schedule])
+    handle = app.define_schedule(again, {"a": 1}, name="s", cron="@daily", paused=True, queue="q")
+    assert_type(handle, ScheduleHandle)
+    assert_type(app.enqueue("add", {"a": 1}, recurring={"cron_expression": "0 0 * * *"}), ScheduleHandle)
+    assert_type(app.enqueue("add", {"a": 1}, queue="q"), Job[Any])
+    assert_type(handle.record(), Schedule)
+    assert_type(handle.next(3), list[datetime])
+    assert_type(handle.run(), Job[Any])
 
 
 def blocking() -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from packhorse import Cancel, Context, Fail, Packhorse, Retry, Snooze
+from packhorse import Cancel, Context, Fail, LeaseLost, Packhorse, Results, Retry, Snooze
 
 app = Packhorse("memory://process-jobs")
 
@@ -126,3 +126,50 @@ def fail_with_follow_up(ctx: Context) -> None:
 def pid(ctx: Context) -> int:
     """Say which process this is."""
     return os.getpid()
+
+
+def _mark(marks: str, word: str) -> str:
+    with Path(marks).open("a") as file:
+        file.write(f"{word}\n")
+    return word
+
+
+@app.task(executor="process", backoff=0)
+def steps_blocking(ctx: Context, marks: str, fail: bool = True) -> list[str]:
+    """Two steps, and a failure between them on the first attempt."""
+    done = [ctx.blocking.step("one", _mark, marks, "one")]
+    if fail and ctx.attempt == 1:
+        raise ValueError("between the steps")
+    return [*done, ctx.blocking.step("two", _mark, marks, "two")]
+
+
+@app.task(executor="process", backoff=0)
+async def steps_async(ctx: Context, marks: str, fail: bool = True) -> list[str]:
+    """The same, in an async handler, two steps at once."""
+    done = await asyncio.gather(*(ctx.step(word, _mark, marks, word) for word in ("one", "two")))
+    if fail and ctx.attempt == 1:
+        os._exit(3)
+    return [*done, await ctx.step("three", _mark, marks, "three")]
+
+
+@app.task(executor="process")
+def sum_of_parents(ctx: Context, results: Results) -> list[int]:
+    """Ask for the parents in three ways."""
+    return [sum(results.values()), sum(ctx.blocking.results().values()), len(ctx.blocking.parents())]
+
+
+@app.task(executor="process")
+async def sum_of_parents_async(ctx: Context) -> list[int]:
+    """Ask for the parents in async code."""
+    return [sum((await ctx.results()).values()), len(await ctx.parents())]
+
+
+@app.task(executor="process", backoff=0)
+def lose_a_step(ctx: Context, marks: str) -> str:
+    """Say what a lost lease looks like from inside."""
+    try:
+        ctx.blocking.step("one", _mark, marks, "one")
+    except LeaseLost as error:
+        _mark(marks, f"LeaseLost {ctx.attempt}: {error}")
+        raise
+    return f"attempt {ctx.attempt}"

@@ -247,7 +247,7 @@ class MemoryStore:
     def refuse(self, specs: Sequence[JobSpec], now_ms: int) -> None:
         """Raise what refuses a call, before anything of it is stored."""
         ids = {spec.id for spec in specs}
-        taken: dict[tuple[str, str], JobSpec] = {}
+        taken: dict[tuple[str, str], JobSpec | None] = {}  # keys that jobs of this call take; None: and do not hold
         room: dict[str, int] = {}
         seen: set[str] = set()
         for spec in specs:
@@ -261,8 +261,7 @@ class MemoryStore:
                 slot = (spec.queue, spec.unique.key)
                 if not self._gets_key(spec, slot, taken, room, now_ms):
                     continue
-                if holds_key(spec.unique, _first_state(spec), now_ms, now_ms):
-                    taken[slot] = spec
+                taken[slot] = spec if holds_key(spec.unique, _first_state(spec), now_ms, now_ms) else None
             if self._takes_room(spec):
                 room[spec.queue] = room.get(spec.queue, 0) + 1
         for queue, count in room.items():
@@ -275,13 +274,14 @@ class MemoryStore:
         self,
         spec: JobSpec,
         slot: tuple[str, str],
-        taken: dict[tuple[str, str], JobSpec],
+        taken: dict[tuple[str, str], JobSpec | None],
         room: dict[str, int],
         now_ms: int,
     ) -> bool:
         """Tell whether a spec of a call gets its unique key; raises UniqueConflict where it is to."""
         assert spec.unique is not None
-        earlier, holder = taken.get(slot), self.holder(slot, now_ms)
+        earlier = taken.get(slot)
+        holder = None if slot in taken else self.holder(slot, now_ms)
         if earlier is None and holder is None:
             return True
         if spec.unique.on_conflict == "refuse":

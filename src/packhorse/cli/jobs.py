@@ -1,4 +1,4 @@
-"""`jobs list`, `show`, `cancel`, `rerun` and `delete`."""
+"""The group `jobs`, and its commands `list`, `show`, `cancel`, `rerun` and `delete`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ JOBS = {
     "show": Entry("packhorse.cli.jobs:show", "Show all that is kept of a job."),
     "cancel": Entry("packhorse.cli.jobs:cancel", "Stop jobs, by id or by filter."),
     "rerun": Entry("packhorse.cli.jobs:rerun", "Start ended jobs over, by id or by filter."),
+    "edit": Entry("packhorse.cli.editing:edit", "Start an ended job over with something about it changed."),
+    "why": Entry("packhorse.cli.why:why", "Tell what holds a job now, and what would free it."),
     "delete": Entry("packhorse.cli.jobs:delete", "Delete jobs, by id or by filter."),
 }
 
@@ -29,7 +31,7 @@ _ERROR_CHARS_SHOWN = 80
 
 @click.command(cls=LazyGroup, entries=JOBS)
 def jobs() -> None:
-    """List, show, cancel, rerun and delete jobs."""
+    """List, show, explain, cancel, rerun, edit and delete jobs."""
 
 
 @click.command("list")
@@ -50,8 +52,9 @@ def list_jobs(shell: Shell, as_json: bool, **filters: Any) -> int:
 
 def print_page(page: Page, as_json: bool, empty: str) -> int:
     """Print a page of jobs; where there is another page, say on stderr how to get it."""
-    from ..admin import error_text, instant_json, page_json
+    from ..admin import error_text, page_json
     from ..job import State
+    from ..shapes import instant_json
 
     if as_json:
         emit_json(page_json(page))
@@ -95,6 +98,8 @@ def show(shell: Shell, as_json: bool, job_id: str) -> int:
         None if value is None else json.dumps(value) for value in (shown["payload"], shown["result"])
     )
     shown["tags"], shown["after"] = (", ".join(shown[name]) or None for name in ("tags", "after"))
+    shown["meta"] = ", ".join(f"{name}={text}" for name, text in shown["meta"].items()) or None
+    shown["cancel_requested"] = "yes" if shown["cancel_requested"] else None
     emit_fields(shown.items())
     for error in errors:
         emit_fields([("error", f"attempt {error['attempt']} at {error['at']}: {error['kind']}: {error['message']}")])

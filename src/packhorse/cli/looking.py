@@ -83,8 +83,9 @@ def _print_health(found: Health) -> None:
 @reads
 def workers(shell: Shell, as_json: bool) -> int:
     """List the workers that are alive: those whose lease has not run out."""
-    from ..admin import list_json, worker_json
+    from ..admin import worker_json
     from ..clock import SYSTEM_CLOCK
+    from ..shapes import list_json
 
     found = shell.run(lambda admin: admin.workers())
     if as_json:

@@ -13,8 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..wording import age
+
 if TYPE_CHECKING:
     from ..admin import Progress
+
+__all__ = [
+    "age",
+    "counting",
+    "emit_fields",
+    "emit_json",
+    "emit_table",
+    "note",
+    "plain",
+    "say",
+    "shorten",
+    "warn",
+]
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -104,20 +119,6 @@ def emit_fields(fields: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
         click.echo(f"{name.ljust(width)}  {value}".rstrip())
-
-
-def age(duration_ms: int | None) -> str:
-    """Write a duration in its two largest units: `850ms`, `12s`, `3m12s`, `2h5m`, `9d4h`."""
-    if duration_ms is None:
-        return "-"
-    if duration_ms < 1000:
-        return f"{duration_ms}ms"
-    seconds = duration_ms // 1000
-    for size, unit, next_size, next_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
-        if seconds >= size:
-            rest = seconds % size // next_size
-            return f"{seconds // size}{unit}" + (f"{rest}{next_unit}" if rest else "")
-    return f"{seconds}s"
 
 
 def shorten(text: str, chars_max: int) -> str:

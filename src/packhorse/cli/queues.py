@@ -1,4 +1,4 @@
-"""`queues list`, `pause` and `resume`."""
+"""`queues list`, `pause`, `resume` and `capacity`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ QUEUES = {
     "list": Entry("packhorse.cli.queues:list_queues", "List the queues with their jobs and settings."),
     "pause": Entry("packhorse.cli.queues:pause", "Stop workers from taking jobs of a queue."),
     "resume": Entry("packhorse.cli.queues:resume", "Let workers take jobs of a queue again."),
+    "capacity": Entry("packhorse.cli.queues:capacity", "Bound how many jobs a queue may hold."),
 }
 
 
 @click.command(cls=LazyGroup, entries=QUEUES)
 def queues() -> None:
-    """List, pause and resume queues."""
+    """List, pause, resume and bound queues."""
 
 
 @click.command("list")
 @reads
 def list_queues(shell: Shell, as_json: bool) -> int:
     """List the queues that have jobs or settings."""
-    from ..admin import list_json, queue_json
+    from ..admin import queue_json
     from ..job import State
+    from ..shapes import list_json
 
     found = shell.run(lambda admin: admin.queues())
     if as_json:
@@ -36,12 +38,13 @@ def list_queues(shell: Shell, as_json: bool) -> int:
         note("no queues: nothing was enqueued yet, or all of it was dropped")
         return DONE
     shown = (State.PENDING, State.RUNNING, State.SCHEDULED, State.WAITING, State.FAILED)
-    headers = ["queue", *map(str, shown), "oldest", ""]
+    headers = ["queue", *map(str, shown), "oldest", "capacity", ""]
     rows = [
         [
             view.queue,
             *(view.counts.states.get(state, 0) for state in shown),
             age(view.counts.oldest_pending_ms),
+            view.capacity,
             "paused" if view.counts.paused else "",
         ]
         for view in found
@@ -68,8 +71,22 @@ def resume(shell: Shell, as_json: bool, names: tuple[str, ...]) -> int:
     return _answer(names, False, as_json)
 
 
+@click.command()
+@click.argument("name", metavar="QUEUE")
+@click.argument("jobs", metavar="N", type=click.IntRange(0))
+@reads
+def capacity(shell: Shell, as_json: bool, name: str, jobs: int) -> int:
+    """Let QUEUE hold at most N pending jobs; 0 lifts it. An enqueue into a full queue waits for room, then fails."""
+    shell.run(lambda admin: admin.set_capacity(name, jobs))
+    if as_json:
+        emit_json({"queue": name, "capacity": jobs or None})
+    else:
+        say(f"queue {name} holds at most {jobs} pending jobs" if jobs else f"queue {name} holds any number of jobs")
+    return DONE
+
+
 def _answer(names: tuple[str, ...], paused: bool, as_json: bool) -> int:
-    from ..admin import list_json
+    from ..shapes import list_json
 
     if as_json:
         emit_json(list_json({"queue": name, "paused": paused} for name in dict.fromkeys(names)))

@@ -28,7 +28,22 @@ _OPTIONS = (
     click.option("--at", metavar="INSTANT", help="When it is due: 2030-01-31T09:00:00Z."),
     click.option("--in", "delay", metavar="DURATION", help="Due after this time: 30s, 5m, 2h."),
     click.option("--unique", metavar="KEY", help="Store it unless a live job of the queue has this key."),
+    click.option("--unique-for", metavar="DURATION", help="Hold the key at least this long, ended or not."),
+    click.option(
+        "--on-conflict",
+        type=click.Choice(["existing", "replace", "refuse"]),
+        help="Where the key is held: answer with its holder (unless told otherwise), take its place, or refuse.",
+    ),
+    click.option("--idempotency-key", metavar="KEY", help="Store one job for this key, however often it is repeated."),
+    click.option(
+        "--full-timeout", metavar="DURATION", help="Wait for room in a full queue this long; 0 refuses at once."
+    ),
     click.option("--after", metavar="ID", multiple=True, help="Start after this job succeeded. May be repeated."),
+    click.option(
+        "--after-failed",
+        type=click.Choice(["cancel", "continue"]),
+        help="If one of --after ends badly: cancel this job (the default), or start it all the same.",
+    ),
     click.option("--key", help="The tenant or resource it belongs to."),
     click.option("--tag", "tags", metavar="TAG", multiple=True, help="A word to find it by. May be repeated."),
     click.option("--meta", metavar="NAME=TEXT", multiple=True, help="A note that travels along. May be repeated."),
@@ -61,6 +76,9 @@ def submit(
     \b
     packhorse submit -t email -p '{"to": "a@example.com"}' --in 5m
     packhorse enqueue '{"type": "email", "payload": {"to": "a@example.com"}, "delay": "5m"}'
+
+    The JSON argument may define a schedule instead, with `"recurring": {"cron_expression": "0 9 * * *"}`: as
+    `packhorse schedules add` does, named as its type unless it has a `name` in there.
     """
     if as_json and id_only:
         raise click.UsageError("give --json or --id-only, not both")
@@ -68,6 +86,8 @@ def submit(
         raise click.UsageError("stdin can be read once: give - as the payload or as the document")
     options = _read_options(given)
     type_name, data = _read_job(document, job_type, payload, options)
+    if options.get("recurring") is not None:
+        return _define(shell, as_json, id_only, type_name, data, options)
     job_id, created, queue = _store(shell, type_name, data, options)
     if as_json:
         emit_json({"id": job_id, "created": created})
@@ -75,6 +95,8 @@ def submit(
         say(job_id)
     elif created:
         say(f"{job_id} enqueued in queue {queue}")
+    elif "idempotency_key" in options:
+        say(f"{job_id} was enqueued with this idempotency key before; nothing was added")
     else:
         say(f"{job_id} holds the unique key already; nothing was added")
     return DONE
@@ -105,11 +127,11 @@ def _read_job(
     if document is None:
         if job_type is None:
             raise click.UsageError("give -t TYPE and -p PAYLOAD, or one JSON argument with type and payload")
-        value = {} if payload is None else _parse(payload, "payload", codec.PAYLOAD_BYTES_MAX)
+        value = {} if payload is None else parse_argument(payload, "payload", codec.PAYLOAD_BYTES_MAX)
         return job_type, codec.encode(value)
     if job_type is not None or payload is not None:
         raise click.UsageError("give -t and -p, or one JSON argument, not both")
-    job = _parse(document, "job", codec.PAYLOAD_BYTES_MAX + _ENVELOPE_BYTES_MAX)
+    job = parse_argument(document, "job", codec.PAYLOAD_BYTES_MAX + _ENVELOPE_BYTES_MAX)
     if not isinstance(job, dict) or not isinstance(job.get("type"), str):
         raise click.UsageError('the JSON argument must be an object with a type: \'{"type": "email", "payload": {}}\'')
     type_name, value = job.pop("type"), job.pop("payload", {})
@@ -120,7 +142,7 @@ def _read_job(
     return type_name, codec.encode(value)
 
 
-def _parse(text: str, what: str, bytes_max: int) -> Any:
+def parse_argument(text: str, what: str, bytes_max: int) -> Any:
     """Read JSON from the argument itself, from `@file`, or from stdin (`-`). Raises InvalidPayload, UsageError."""
     from .. import codec
 
@@ -150,19 +172,22 @@ def _bounded(stream: IO[bytes], what: str, bytes_max: int) -> bytes:
 def _store(shell: Shell, type_name: str, data: bytes, options: dict[str, Any]) -> tuple[str, bool, str]:
     import asyncio
 
+    from ..chance import CHANCE
+    from ..enqueueing import Store
     from ..job import check_name
-    from ..options import read_options
+    from ..options import FULL_TIMEOUT_MS, read_options
 
     check_name(type_name, "job type")
     fields = read_options(options)
     settings = shell.store_settings(create=True)
-    spec = _make_spec(settings, type_name, data, fields)
+    spec = make_spec(settings, type_name, data, fields)
+    full_timeout_ms = fields.get(FULL_TIMEOUT_MS, settings.enqueue_timeout_ms)
 
     async def enqueue() -> tuple[str, bool, str]:
         backend = open_store(settings)
         try:
             await backend.open()
-            answer = (await backend.enqueue([spec]))[0]
+            answer = (await Store(backend, CHANCE, full_timeout_ms)([spec]))[0]
         finally:
             await backend.close()
         return answer.id, answer.created, spec.queue
@@ -170,7 +195,27 @@ def _store(shell: Shell, type_name: str, data: bytes, options: dict[str, Any]) -
     return asyncio.run(enqueue())
 
 
-def _make_spec(settings: Settings, type_name: str, data: bytes, fields: dict[str, Any]) -> JobSpec:
+def _define(shell: Shell, as_json: bool, id_only: bool, type_name: str, data: bytes, options: dict[str, Any]) -> int:
+    """Define a schedule of such jobs, see `packhorse.schedule.from_recurring`."""
+    from ..job import check_name
+    from ..options import read_options
+    from ..schedule import check_job_options, from_recurring, make_schedule
+
+    check_name(type_name, "job type")
+    check_job_options(options)
+    times = {"name": type_name, **from_recurring(options.pop("recurring"))}
+    spec = make_spec(shell.store_settings(create=True), type_name, data, read_options(options))
+    definition = make_schedule(times.pop("name"), spec, **times)
+    answer = shell.run(lambda admin: admin.schedules.define(definition), create=True)
+    if as_json:
+        emit_json({"schedule": definition.name, "answer": answer})
+    else:
+        say(definition.name if id_only else f"schedule {definition.name} {answer}")
+    return DONE
+
+
+def make_spec(settings: Settings, type_name: str, data: bytes, fields: dict[str, Any]) -> JobSpec:
+    """Make a job as an app with these settings does."""
     import warnings
 
     from .. import Packhorse

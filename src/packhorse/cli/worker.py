@@ -49,7 +49,13 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> i
 
 @click.command()
 @click.argument("app", callback=_app_path)
-@click.option("-q", "--queues", multiple=True, metavar="A,B", help="Queues to take jobs from, in order of preference.")
+@click.option(
+    "-q",
+    "--queues",
+    multiple=True,
+    metavar="A,B",
+    help="Queues to take jobs from, strictly in order. With weights, as A=6,B=1, by chance, so that none starves.",
+)
 @click.option("-c", "--concurrency", type=click.IntRange(1, 100_000), metavar="N", help="Jobs at once in each process.")
 @click.option("-p", "--processes", type=click.IntRange(1, 1_000), metavar="N", help="Runner processes.")
 @click.option("--burst", is_flag=True, help="End when nothing is left to do.")

@@ -2,200 +2,124 @@
 
     TestMine = machine_for(lambda: Harness(lambda: MyBackend("…", clock), clock))
 
-Needs `hypothesis`, which packhorse itself does not, and a backend that takes a ManualClock.
+Needs `hypothesis`, which packhorse itself does not, and a backend that takes a ManualClock. What the backend has no
+capability for is not asked.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+import msgspec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
-from ..backends.base import (
-    BATCH_MAX,
-    Backend,
-    Keep,
-    Note,
-    Query,
-    QueueChange,
-    Rerun,
-    Settlement,
-    Steered,
-    WorkerInfo,
+from ..backends.base import BATCH_MAX, Note, Query, Rerun, Settlement, WorkerInfo
+from ..job import LIVE, TERMINAL, State, Unique
+from .conformance import HarnessFactory
+from .machine_base import (
+    ENDS,
+    KEEP,
+    KEYS,
+    LEASE_MS,
+    QUEUES,
+    WORKERS,
+    Draft,
+    conflicts,
+    delays_ms,
+    drafts,
+    many_drafts,
+    many_picks,
+    picks,
+    queues,
+    workers,
 )
-from ..errors import UniqueConflict
-from ..job import LIVE, TERMINAL, JobSpec, State, Unique
-from .conformance import Harness, HarnessFactory
-from .model import Conflict, Model, trouble
-
-Answer = TypeVar("Answer")
-
-_QUEUES = ("a", "b")
-_WORKERS = ("w0", "w1")
-_LEASE_MS = 10_000
-_KEEP = Keep(succeeded_ms=50_000, failed_ms=80_000, cancelled_ms=30_000)
-
-_picks = st.integers(0, 40)
-_many_picks = st.lists(_picks, min_size=1, max_size=4)
-_queues = st.sampled_from(_QUEUES)
-_workers = st.sampled_from(_WORKERS)
-_delays_ms = st.sampled_from((0, 0, 1, 5_000, 20_000))
-_uniques = st.sampled_from((None, None, "k", "l"))
-_new_jobs = st.lists(st.tuples(_queues, _delays_ms, _uniques, _picks), min_size=1, max_size=4)
+from .machine_settings import SettingsRules, plain
+from .model import Refusal, trouble, without_waits
 
 
-class BackendMachine(RuleBasedStateMachine):
-    """One store over two connections, and the model beside it. Subclasses say how a harness is made."""
+class BackendMachine(SettingsRules):
+    """The rules of the way of a job, of time, of steering, and what must be true after each of them."""
 
-    make_harness: ClassVar[HarnessFactory]
     strict_order: ClassVar[bool] = True  # False for backends that promise the best order they can
 
-    @initialize(jobs=_new_jobs, claims=st.integers(0, 3))
-    def begin(self, jobs: list[tuple[str, int, str | None, int]], claims: int) -> None:
+    @initialize(jobs=many_drafts, claims=st.integers(0, 3))
+    def begin(self, jobs: list[Draft], claims: int) -> None:
         """Start with a few jobs, some of them running: Hypothesis leaves out some rules in each history."""
-        self.runner = asyncio.Runner()
-        self.harness: Harness = type(self).make_harness()
-        self.model = Model()
-        self.ids: list[str] = []
-        self.tokens: list[tuple[str, str]] = []  # every job and token that a claim answered
-        self.run(self.harness.__aenter__())
-        assert self.harness.clock is not None, "the machine needs a backend that takes a ManualClock"
-        self.connections = [self.harness.backend, self.run(self.harness.open())]
-        self.turn = 0
+        self.set_up()
         self.enqueue(jobs=jobs, again=None, conflict="existing")
-        self.claim(queues=list(_QUEUES), limit=claims, worker=_WORKERS[0])
-
-    def teardown(self) -> None:
-        """Close what was opened."""
-        if hasattr(self, "runner"):
-            try:
-                self.run(self.harness.__aexit__(None, None, None))
-            finally:
-                self.runner.close()
-
-    def run(self, call: Awaitable[Answer]) -> Answer:
-        """Await a call on the machine's own loop."""
-
-        async def awaited() -> Answer:
-            return await call
-
-        return self.runner.run(awaited())
-
-    @property
-    def backend(self) -> Backend:
-        """The connections in turn: what one does the other must see."""
-        self.turn += 1
-        return self.connections[self.turn % 2]
-
-    @property
-    def now_ms(self) -> int:
-        """The time of the store."""
-        assert self.harness.clock is not None
-        return self.harness.clock.now_ms()
-
-    def pick(self, number: int) -> str:
-        """Answer one of the jobs there were, or an id that never was."""
-        return self.ids[number % len(self.ids)] if self.ids and number < 38 else "no-such-job"
-
-    def make_spec(self, queue: str, delay_ms: int, unique: str | None, number: int, conflict: str) -> JobSpec:
-        """Describe a new job; the fields nobody looks at vary with `number`."""
-        spec = self.harness.spec(
-            queue=queue,
-            type=("t", "u")[number % 2],
-            priority=number % 10,
-            max_attempts=1 + number % 3,
-            delay_ms=delay_ms,
-            unique=None if unique is None else Unique(key=unique, on_conflict=conflict),
-            tags=(("x",), ("x", "y"), ())[number % 3],
-            key=(None, "tenant")[number // 10 % 2],
-        )
-        self.ids.append(spec.id)
-        return spec
+        self.claim(order=list(QUEUES), limit=claims, worker=WORKERS[0])
 
     # ---- the way of a job --------------------------------------------------------------------------------
 
-    @rule(
-        jobs=_new_jobs,
-        again=st.none() | _picks,
-        conflict=st.sampled_from(("existing", "existing", "refuse")),
-    )
-    def enqueue(self, jobs: list[tuple[str, int, str | None, int]], again: int | None, conflict: str) -> None:
-        """Store new jobs, perhaps with the id of an old one among them."""
-        specs = [self.make_spec(*job, conflict) for job in jobs]
+    @rule(jobs=many_drafts, again=st.none() | picks, conflict=conflicts, backwards=st.booleans())
+    def enqueue(self, jobs: list[Draft], again: int | None, conflict: str, backwards: bool = False) -> None:
+        """Store new jobs, children before their parents or after them, perhaps with the id of an old one among them."""
+        if conflict == "replace":  # within one call only one may
+            seen = [(job.queue, job.unique) for job in jobs]
+            jobs = [job for place, job in enumerate(jobs) if job.unique is None or seen.index(seen[place]) == place]
+        specs = [self.make_spec(job, conflict) for job in jobs]
+        if backwards:
+            specs.reverse()
         if again is not None and self.pick(again) != "no-such-job":
             specs.insert(0, self.harness.spec(id=self.pick(again), queue="a", payload=b"[2]"))
-        expected: object
         try:
             expected = self.model.enqueue(specs, self.now_ms)
-        except Conflict as conflict_:
-            expected = (conflict_.unique, conflict_.holder)
+        except Refusal as refusal:
+            answer = self.run(self.try_enqueue(specs))
+            assert answer in refusal.reasons, f"answered {answer}, not one of {refusal.reasons}"
+            return
         assert self.run(self.try_enqueue(specs)) == expected
 
-    async def try_enqueue(self, specs: list[JobSpec]) -> object:
-        """Enqueue; answers what the backend answered, or the key and holder that it refused for."""
-        try:
-            return await self.backend.enqueue(specs)
-        except UniqueConflict as error:
-            return (error.unique, error.holder)
-
-    @rule(queues=st.permutations(_QUEUES), limit=st.integers(0, 5), worker=_workers)
-    def claim(self, queues: list[str], limit: int, worker: str) -> None:
+    @rule(order=st.permutations(QUEUES), limit=st.integers(0, 5), worker=workers)
+    def claim(self, order: list[str], limit: int, worker: str) -> None:
         """Take jobs: exactly those, in exactly that order."""
-        expected = self.model.claimable(queues, limit)
-        available = self.model.claimable(queues, BATCH_MAX)
-        claimed = self.run(self.backend.claim(queues, limit, _LEASE_MS, worker))
+        expected = self.model.claimable(order, limit, self.now_ms)
+        available = self.model.claimable(order, BATCH_MAX, self.now_ms)
+        claimed = self.run(self.backend.claim(order, limit, LEASE_MS, worker))
         ids = [job.id for job in claimed]
         if self.strict_order:
             assert ids == expected, f"claimed {ids}, not {expected}"
         else:
             assert len(ids) == len(set(ids)) == len(expected)
             assert set(ids) <= set(available)
-        self.model.claim(claimed, worker, _LEASE_MS, self.now_ms)
+        self.model.claim(claimed, worker, LEASE_MS, self.now_ms)
         if not claimed:
             left_ms = {info.id: info.lease_left_ms for info in self.run(self.backend.workers())}.get(worker)
-            self.model.learn_lease(worker, left_ms, _LEASE_MS, self.now_ms)
+            self.model.learn_lease(worker, left_ms, LEASE_MS, self.now_ms)
         for job in claimed:
             assert job.attempt == self.model.jobs[job.id].attempt
             assert job.parked_at_ms == self.model.jobs[job.id].parked_at_ms
+            assert job.ready_at_ms == self.model.jobs[job.id].due_at_ms
             self.tokens.append((job.id, job.token))
 
     def have_running(self, worker: str) -> None:
         """See to it that a worker holds something, so that there is something to settle."""
         if not self.model.running(worker):
-            if not self.model.claimable(_QUEUES, 1):
-                self.enqueue(jobs=[("a", 0, None, len(self.ids))], again=None, conflict="existing")
-            self.claim(queues=list(_QUEUES), limit=2, worker=worker)
-
-    def pick_token(self, number: int) -> tuple[str, str] | None:
-        """Answer a job and its token: mostly of a claim that still runs, else of any that ever was."""
-        running = [(job_id, job.token) for job_id, job in self.model.jobs.items() if job.token is not None]
-        if running and number < 30:
-            return running[number % len(running)]
-        return self.tokens[number % len(self.tokens)] if self.tokens else None
+            if not self.model.claimable(QUEUES, 1, self.now_ms):
+                self.enqueue(jobs=[Draft("a", 0, None, len(self.ids))], again=None, conflict="existing")
+            self.claim(order=list(QUEUES), limit=2, worker=worker)
 
     @rule(
-        number=_picks,
-        state=st.sampled_from((State.SUCCEEDED, *TERMINAL, State.SCHEDULED, State.PENDING)),
+        number=picks,
+        state=st.sampled_from(ENDS),
         error=st.booleans(),
         how=st.sampled_from(("", "", "", "refund", "park")),
-        follow=st.none() | st.none() | st.tuples(_queues, _delays_ms, _uniques, _picks),
+        follow=st.none() | st.none() | drafts,
+        own_child=st.booleans(),
     )
-    def settle(
-        self, number: int, state: State, error: bool, how: str, follow: tuple[str, int, str | None, int] | None
-    ) -> None:
-        """End an attempt, most often by a token that owns it."""
-        self.have_running(_WORKERS[number % 2])
+    def settle(self, number: int, state: State, error: bool, how: str, follow: Draft | None, own_child: bool) -> None:
+        """End an attempt, most often by a token that owns it. A follow-up may wait for the job that it follows."""
+        self.have_running(WORKERS[number % 2])
         picked = self.pick_token(number)
         if picked is None:
             return
         job_id, token = picked
-        job = self.model.jobs.get(job_id)
-        spent = job is not None and job.attempt >= job.max_attempts
+        follow_ups = () if follow is None else (self.make_spec(follow),)
+        if follow is not None and own_child and self.can("dependencies"):
+            follow_ups = (msgspec.structs.replace(follow_ups[0], after=(job_id,), key=None),)
         settlement = Settlement(
             id=job_id,
             token=token,
@@ -203,16 +127,16 @@ class BackendMachine(RuleBasedStateMachine):
             delay_ms=1 + number * 500 if state is State.SCHEDULED else 0,
             result=b"%d" % number if state is State.SUCCEEDED and number % 3 else None,
             error=trouble(number) if error and state is not State.SUCCEEDED else None,
-            refund=bool(how) or (spent and state not in TERMINAL),  # the policy above never runs a job too often
+            refund=bool(how) or (self.spent(job_id) and state not in TERMINAL),
             park=how == "park",
-            follow_ups=() if follow is None else (self.make_spec(*follow, "existing"),),
+            follow_ups=follow_ups,
         )
-        expected = self.model.settle(settlement, self.now_ms)
-        assert self.run(self.backend.settle([settlement])) == [expected]
+        expected = self.model.settle([settlement], self.now_ms)
+        assert self.run(self.backend.settle([settlement])) == expected
 
     @rule(
         state=st.sampled_from((State.SUCCEEDED, State.SUCCEEDED, State.PENDING, State.FAILED)),
-        worker=_workers,
+        worker=workers,
         results=st.booleans(),
         twice=st.booleans(),
     )
@@ -226,35 +150,61 @@ class BackendMachine(RuleBasedStateMachine):
             Settlement(id=job.spec.id, token=job.token or "", state=state, result=b"{}" if results else None)
             for job in [*jobs, *(jobs[:1] if twice else [])]
         ]
-        expected = [self.model.settle(settlement, self.now_ms) for settlement in settlements]
+        expected = self.model.settle(settlements, self.now_ms)
         assert self.run(self.backend.settle(settlements)) == expected
 
-    @rule(worker=_workers, progress=st.none() | st.floats(0, 1), text=st.none() | st.text(max_size=5), number=_picks)
-    def heartbeat(self, worker: str, progress: float | None, text: str | None, number: int) -> None:
-        """Keep a lease and report progress by any token that ever was."""
+    @rule(
+        worker=workers,
+        progress=st.none() | st.floats(0, 1),
+        text=st.none() | st.text(max_size=5),
+        number=picks,
+        step=st.sampled_from((None, None, "one", "two")),
+    )
+    def heartbeat(self, worker: str, progress: float | None, text: str | None, number: int, step: str | None) -> None:
+        """Keep a lease and report progress, perhaps a step, by any token that ever was."""
         text = None if text is None else text.encode(errors="replace").decode().replace("\0", "")
         notes = []
         picked = self.pick_token(number)
         if picked is not None:
-            notes.append(Note(id=picked[0], token=picked[1], progress=progress, text=text))
-        held, cancel = self.model.heartbeat(worker, _LEASE_MS, notes, self.now_ms)
-        pulse = self.run(self.backend.heartbeat(WorkerInfo(id=worker), _LEASE_MS, notes))
+            step = step if self.can("steps") else None
+            note = Note(id=picked[0], token=picked[1], progress=progress, text=text, step=step, result=b"%d" % number)
+            notes.append(note)
+        held, cancel = self.model.heartbeat(worker, LEASE_MS, notes, self.now_ms)
+        pulse = self.run(self.backend.heartbeat(WorkerInfo(id=worker), LEASE_MS, notes))
         assert pulse.held == held
         assert pulse.cancel == cancel
 
-    @rule(worker=_workers)
+    @rule(worker=workers)
     def retire(self, worker: str) -> None:
-        """End a lease."""
+        """End a lease, unless its jobs would line up in an order that is open."""
+        if self.model.ambiguous(self.model.running(worker)):
+            return
         expected = self.model.retire(worker, self.now_ms)
         assert self.run(self.backend.retire(worker, "retired by the machine")) == expected
 
     @rule()
     def tick(self) -> None:
-        """Move time on."""
-        expected = self.model.tick(_KEEP, self.now_ms)
-        assert self.run(self.backend.tick(BATCH_MAX, _KEEP)) == expected
+        """Move time on. Leases are renewed first if what lapses would line up in an order that is open."""
+        if self.model.ambiguous(self.model.lapsing(self.now_ms)):
+            for worker in WORKERS:
+                self.heartbeat(worker=worker, progress=None, text=None, number=0, step=None)
+        expected, perhaps = self.model.tick(KEEP, self.now_ms)
+        ticked = self.run(self.backend.tick(BATCH_MAX, KEEP))
+        found = self.run(self.backend.get(perhaps))
+        gone = [job_id for job_id, record in zip(perhaps, found, strict=True) if record is None]
+        self.model.forget(gone)
+        assert 0 <= ticked.freed <= expected.freed
+        expected = msgspec.structs.replace(expected, dropped=expected.dropped + len(gone))
+        if not self.can("schedules"):
+            expected = msgspec.structs.replace(expected, now_ms=ticked.now_ms)
+        assert without_waits(ticked) == without_waits(expected)
+        assert plain(sorted(ticked.schedules, key=lambda schedule: schedule.name)) == plain(expected.schedules)
+        latest_ms, earliest_ms = self.model.next_due(self.now_ms)
+        due_ms = ticked.next_due_ms
+        assert latest_ms is None or (due_ms is not None and due_ms <= latest_ms), f"due in {due_ms}, not {latest_ms} ms"
+        assert due_ms is None or (earliest_ms is not None and due_ms >= earliest_ms), f"due in {due_ms} ms for nothing"
 
-    @rule(ms=st.sampled_from((1, 2_500, 2_500, 9_999, 10_000, 40_000)), then_tick=st.booleans())
+    @rule(ms=st.sampled_from((1, 300, 2_500, 2_500, 9_999, 10_000, 40_000)), then_tick=st.booleans())
     def advance(self, ms: int, then_tick: bool) -> None:
         """Let time pass."""
         self.run(self.harness.advance(ms))
@@ -263,14 +213,14 @@ class BackendMachine(RuleBasedStateMachine):
 
     # ---- steering ----------------------------------------------------------------------------------------
 
-    @rule(numbers=_many_picks)
+    @rule(numbers=many_picks)
     def cancel(self, numbers: list[int]) -> None:
         """Stop jobs."""
         ids = [self.pick(number) for number in numbers]
-        expected = [self.model.cancel(job_id, self.now_ms) for job_id in ids]
+        expected = self.model.cancel(ids, self.now_ms)
         assert self.run(self.backend.cancel(ids)) == expected
 
-    @rule(numbers=_many_picks, delay_ms=_delays_ms, queue=st.none() | _queues, attempts=st.none() | st.integers(1, 4))
+    @rule(numbers=many_picks, delay_ms=delays_ms, queue=st.none() | queues, attempts=st.none() | st.integers(1, 4))
     def rerun(self, numbers: list[int], delay_ms: int, queue: str | None, attempts: int | None) -> None:
         """Start ended jobs over."""
         payload = b"[3]" if delay_ms else None
@@ -281,27 +231,21 @@ class BackendMachine(RuleBasedStateMachine):
         expected = [self.model.rerun(request, self.now_ms) for request in reruns]
         assert self.run(self.backend.rerun(reruns)) == expected
 
-    @rule(numbers=_many_picks)
+    @rule(numbers=many_picks)
     def delete(self, numbers: list[int]) -> None:
         """Remove jobs."""
         ids = [self.pick(number) for number in numbers]
-        expected: list[Steered] = [self.model.delete(job_id) for job_id in ids]
+        expected = self.model.delete(ids, self.now_ms)
         assert self.run(self.backend.delete(ids)) == expected
-
-    @rule(queue=_queues, paused=st.sampled_from((True, False, False, None)))
-    def pause(self, queue: str, paused: bool | None) -> None:
-        """Pause or resume a queue."""
-        self.model.paused[queue] = self.model.paused.get(queue, False) if paused is None else paused
-        changed = self.run(self.backend.queues([QueueChange(queue=queue, paused=paused)]))
-        assert {name: bool(change.paused) for name, change in changed.items()} == self.model.paused
 
     @rule(
         states=st.lists(st.sampled_from(tuple(State)), max_size=3),
-        queue=st.none() | _queues,
+        queue=st.none() | queues,
         tag=st.sampled_from((None, None, "x", "y")),
-        key=st.sampled_from((None, None, "tenant")),
+        key=st.sampled_from((*KEYS, None)),
+        workflow=st.sampled_from((None, None, "w-1")),
         type_=st.sampled_from((None, None, "t")),
-        from_number=st.none() | _picks,
+        from_number=st.none() | picks,
         limit=st.integers(1, 7),
         oldest_first=st.booleans(),
     )
@@ -332,6 +276,7 @@ class BackendMachine(RuleBasedStateMachine):
             assert 0 <= record.attempt <= record.max_attempts
             assert (record.state is State.RUNNING) == (record.worker is not None)
             assert (record.state in TERMINAL) == (record.finished_at_ms is not None)
+            assert (record.state is State.WAITING) == (record.waiting_for > 0)
 
     @invariant()
     def lists_are_true(self) -> None:
@@ -341,7 +286,11 @@ class BackendMachine(RuleBasedStateMachine):
         found = self.run(self.harness.all())
         assert [job.id for job in found] == self.model.find(Query())
         assert self.run(self.backend.counts()) == self.model.counts(self.now_ms)
-        keys = Counter((job.queue, job.unique) for job in found if job.unique is not None and job.state in LIVE)
+        if self.can("dependencies"):
+            assert self.run(self.backend.workflows()) == self.model.workflows()
+        states = Unique(key="").states
+        held = [job for job in self.model.jobs.values() if job.spec.unique is not None and job.state in LIVE]
+        keys = Counter((job.queue, job.unique) for job in held if job.spec.unique and job.spec.unique.states == states)
         assert not keys or max(keys.values()) == 1, "two live jobs hold one key"
         live = {info.id: info.running for info in self.run(self.backend.workers())}
         leases = {worker for worker, end_ms in self.model.leases.items() if end_ms > self.now_ms}

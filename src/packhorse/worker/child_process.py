@@ -7,8 +7,10 @@ run); the runner kills the process when that takes too long. When the runner is 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import importlib
 import inspect
+import itertools
 import os
 import queue
 import runpy
@@ -16,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,10 +27,22 @@ from .. import outcome as outcomes
 from ..app import Packhorse
 from ..backends.base import Note
 from ..context import Context
-from ..job import Claimed
+from ..errors import LeaseLost, Unavailable
+from ..job import JobRecord
 from ..task import Task
 from .forking import end_copy, forks
-from .frames import LENGTH_BYTES, ChildDone, ChildJob, ChildNote, ChildSetup, Frame, pack, unpack
+from .frames import (
+    LENGTH_BYTES,
+    ChildAnswer,
+    ChildAsk,
+    ChildDone,
+    ChildJob,
+    ChildNote,
+    ChildSetup,
+    Frame,
+    pack,
+    unpack,
+)
 from .handler import inject
 from .importing import import_app
 
@@ -39,22 +54,72 @@ class ToldToStop(BaseException):
 class ChildContext(Context):
     """A context whose progress travels to the runner."""
 
-    def __init__(self, app: Packhorse, job: Claimed, end: socket.socket) -> None:
-        super().__init__(app, job)
-        self._end = end
+    def __init__(self, app: Packhorse, message: ChildJob, line: Line) -> None:
+        super().__init__(app, message.job)
+        self._line = line
+        line.steps = message.steps
+        self.give_reach(line)
 
     def keep_note(self, note: Note) -> None:
         """Send progress to the runner."""
-        self._end.sendall(pack(ChildNote(note)))
+        self._line.send(ChildNote(note))
 
 
-def _read_frames(end: socket.socket, inbox: queue.SimpleQueue[Frame]) -> None:
-    stream = end.makefile("rb")
-    while True:
-        head = stream.read(LENGTH_BYTES)
-        if len(head) < LENGTH_BYTES:
-            os._exit(0)  # the runner is gone; nobody waits for what this handler does
-        inbox.put(unpack(stream.read(int.from_bytes(head))))
+class Line:
+    """The socket to the runner, and through it what a run can reach of the store."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self.steps = False
+        self._end = end
+        self._sending = threading.Lock()
+        self._numbers = itertools.count()
+        self._asked: dict[int, concurrent.futures.Future[ChildAnswer]] = {}
+
+    def listen(self) -> None:
+        """Read frames until the runner is gone; then end this process: nobody waits for what its handler does."""
+        stream = self._end.makefile("rb")
+        while True:
+            head = stream.read(LENGTH_BYTES)
+            if len(head) < LENGTH_BYTES:
+                os._exit(0)
+            frame = unpack(stream.read(int.from_bytes(head)))
+            if not isinstance(frame, ChildAnswer):
+                self.inbox.put(frame)
+            elif (future := self._asked.pop(frame.number, None)) is not None and not future.done():
+                future.set_result(frame)
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame; blocks while the runner is busy."""
+        with self._sending:  # handlers may have threads of their own
+            self._end.sendall(pack(frame))
+
+    def _ask(self, ids: Sequence[str] = (), note: Note | None = None) -> concurrent.futures.Future[ChildAnswer]:
+        future: concurrent.futures.Future[ChildAnswer] = concurrent.futures.Future()
+        number = next(self._numbers)
+        self._asked[number] = future
+        self.send(ChildAsk(number, list(ids), note))
+        return future
+
+    async def get(self, ids: Sequence[str]) -> list[JobRecord | None]:
+        return _read(await asyncio.shield(asyncio.wrap_future(self._ask(ids))))
+
+    async def keep(self, note: Note) -> None:
+        _read(await asyncio.shield(asyncio.wrap_future(self._ask(note=note))))
+
+    def get_blocking(self, ids: Sequence[str], stop: threading.Event) -> list[JobRecord | None]:
+        return _read(self._ask(ids).result())
+
+    def keep_blocking(self, note: Note, stop: threading.Event) -> None:
+        _read(self._ask(note=note).result())
+
+
+def _read(answer: ChildAnswer) -> list[JobRecord | None]:
+    if answer.lost is not None:
+        raise LeaseLost(answer.lost)
+    if answer.error is not None:
+        raise Unavailable(answer.error)
+    return answer.jobs
 
 
 def _find(setup: ChildSetup) -> Task[..., Any]:
@@ -77,11 +142,11 @@ def _names(module: str) -> dict[str, Any]:
     return vars(importlib.import_module(module))
 
 
-def _run(task: Task[..., Any], job: Claimed, end: socket.socket) -> ChildDone:
-    ctx = ChildContext(task.app, job, end)
+def _run(task: Task[..., Any], message: ChildJob, line: Line) -> ChildDone:
+    ctx = ChildContext(task.app, message, line)
     forks_at_start = forks()
     try:
-        value = asyncio.run(inject(task.app, task, _call(task))(task.arguments.read(job.payload), ctx))
+        value = asyncio.run(inject(task.app, task, _call(task))(task.arguments.read(message.job.payload), ctx))
         outcome = outcomes.from_result(value)
     except BaseException as error:  # whatever a handler raises is about its job
         outcome = outcomes.from_exception(error, task.fail_on)
@@ -105,8 +170,9 @@ def main() -> None:
     """Run jobs until the runner is gone."""
     end = socket.socket(fileno=int(sys.argv[1]))
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-    threading.Thread(target=_read_frames, args=(end, inbox), daemon=True).start()
+    line = Line(end)
+    inbox = line.inbox
+    threading.Thread(target=line.listen, daemon=True).start()
     setup = inbox.get()
     assert isinstance(setup, ChildSetup)
     try:
@@ -114,15 +180,15 @@ def main() -> None:
     except Exception as error:  # importing the app runs user code
         inbox.get()
         outcome = msgspec.structs.replace(outcomes.from_exception(error), kind=outcomes.Kind.UNKNOWN)
-        end.sendall(pack(ChildDone(outcome, [])))
+        line.send(ChildDone(outcome, []))
         return
     while True:
         message = inbox.get()
         if isinstance(message, ChildJob):
             signal.signal(signal.SIGTERM, _told_to_stop)
-            done = _run(task, message.job, end)
+            done = _run(task, message, line)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            end.sendall(pack(done))
+            line.send(done)
 
 
 if __name__ == "__main__":

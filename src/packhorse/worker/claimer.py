@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from ..backends.base import BATCH_MAX, Backend, queue_topic
 from ..chance import Chance
@@ -14,6 +15,7 @@ from .lease import Lease
 from .options import WorkerOptions
 from .runner import Runner
 from .settler import Settler
+from .weights import weighted_order
 
 log = logging.getLogger("packhorse.claimer")
 
@@ -84,7 +86,7 @@ class Claimer:
     async def _claim(self) -> bool:
         sent_ms = self.claiming_since_ms = self._clock.boot_ms()
         call = asyncio.ensure_future(
-            self._backend.claim(self._options.queues, self._wanted(), self._options.lease_ms, self._worker)
+            self._backend.claim(self._queues(), self._wanted(), self._options.lease_ms, self._worker)
         )
         try:
             await asyncio.shield(call)
@@ -97,6 +99,11 @@ class Claimer:
         finally:
             self.claiming_since_ms = None
         return self._take(call.result(), sent_ms)
+
+    def _queues(self) -> Sequence[str]:
+        """Answer the queues in the order of this claim."""
+        options = self._options
+        return weighted_order(options.queues, options.weights, self._chance) if options.weights else options.queues
 
     def _take(self, jobs: list[Claimed], sent_ms: int) -> bool:
         self.claims += 1

@@ -11,8 +11,11 @@ from typing import Any
 
 from ..app import Packhorse
 from ..backends.base import Backend, Settlement, WorkerInfo
+from ..errors import PackhorseError, Unavailable
 from ..job import State
+from ..recurring import check_capable, sync
 from .claimer import Claimer
+from .declared import declare_limits
 from .executors import Executors
 from .handler import Handler
 from .heart import Heart
@@ -21,6 +24,7 @@ from .options import SETTLE_MS_MAX, WorkerOptions, keep_times
 from .orphans import Orphans
 from .runner import Runner
 from .settler import Settler
+from .steps import StepKeeper, WorkerReach
 from .ticker import Ticker
 
 log = logging.getLogger("packhorse.worker")
@@ -41,6 +45,7 @@ class Engine:
         on_tainted: Callable[[str], None] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
+        check_capable(app.schedules, backend)  # what is wrong with them is said before anything is started
         self.app = app
         self.backend = backend
         self.info = info
@@ -64,6 +69,8 @@ class Engine:
         self._tell_tainted = on_tainted
         self.claimer = Claimer(backend, self.runner, self.settler, self.lease, info.id, options, clock, chance)
         self.heart = Heart(backend, info, self.lease, self.runner, clock, self.apply_pulse, spare=kept)
+        self.steps = StepKeeper(self.heart, chance)
+        self.runner.reach = WorkerReach(backend, self.steps)
         self._orphans = Orphans()
         # A keeper ticks for all its runners; without one the engine does.
         self.ticker = None if kept else Ticker(backend, keep_times(options), chance, clock)
@@ -80,9 +87,30 @@ class Engine:
             self.runner.state = await self._lifespan.enter_async_context(self.app.lifespan_hook(self.app))
         self.runner.base = contextvars.copy_context()  # with what the lifespan set
         self._tasks = [self._go(self.settler.run()), self._go(self.heart.run())]
+        if self.options.define_schedules:
+            self._tasks.append(self._go(self._sync_schedules()))
         if self.ticker is not None:
             self._tasks.append(self._go(self.ticker.run()))
-        self._claiming = self._go(self.claimer.run())
+        self._claiming = self._go(self._claim())
+
+    async def _claim(self) -> None:
+        """Claim once the store knows the limits: nothing may start beyond them."""
+        await declare_limits(self.app, self.backend, self.options.queues)
+        await self.claimer.run()
+
+    async def _sync_schedules(self) -> None:
+        """Bring the store's schedules in step with the app's code. A store that is away keeps no job waiting for it."""
+        while True:
+            try:
+                await sync(self.app, self.backend)
+            except Unavailable as error:
+                log.warning("cannot define the schedules of the app, trying again: %s", error)
+                await asyncio.sleep(self.app.chance.uniform(0.1, 1.0))
+            except PackhorseError as error:
+                log.error("the schedules of the app are not defined: %s", error)
+                return
+            else:
+                return
 
     def _go(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -162,6 +190,7 @@ class Engine:
     async def close(self) -> None:
         """End all parts. Jobs still held lapse."""
         self.runner.close()
+        await self.steps.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -12,13 +12,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
+
 from .. import codec
 from .. import outcome as outcomes
 from ..app import Packhorse
 from ..context import Context
+from ..errors import LeaseLost, PackhorseError
+from ..reach import Reach
 from ..task import Task
 from .forking import end_copy, forks
-from .frames import LENGTH_BYTES, ChildDone, ChildJob, ChildNote, ChildSetup, pack, unpack
+from .frames import LENGTH_BYTES, ChildAnswer, ChildAsk, ChildDone, ChildJob, ChildNote, ChildSetup, pack, unpack
 from .options import WorkerOptions
 
 
@@ -146,7 +150,7 @@ class HandlerChild:
         reader, writer = await asyncio.open_connection(sock=ours)
         return cls(process, reader, writer)
 
-    def send(self, frame: ChildSetup | ChildJob) -> None:
+    def send(self, frame: ChildSetup | ChildJob | ChildAnswer) -> None:
         """Send without waiting."""
         self._writer.write(pack(frame))
 
@@ -156,17 +160,41 @@ class HandlerChild:
 
     async def run(self, ctx: Context) -> ChildDone | None:
         """Run the job of `ctx`; None if the process died."""
-        self.send(ChildJob(ctx.claimed))
-        while True:
-            try:
-                head = await self._reader.readexactly(LENGTH_BYTES)
-                frame = unpack(await self._reader.readexactly(int.from_bytes(head)))
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return None
-            if isinstance(frame, ChildNote):
-                ctx.keep_note(frame.note)
-            elif isinstance(frame, ChildDone):
-                return frame
+        self.send(ChildJob(ctx.claimed, steps=ctx.reach is not None and ctx.reach.steps))
+        asked: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                try:
+                    head = await self._reader.readexactly(LENGTH_BYTES)
+                    frame = unpack(await self._reader.readexactly(int.from_bytes(head)))
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    return None
+                if isinstance(frame, ChildNote):
+                    ctx.keep_note(frame.note)
+                elif isinstance(frame, ChildAsk):
+                    task = asyncio.get_running_loop().create_task(self._answer(frame, ctx.reach))
+                    asked.add(task)
+                    task.add_done_callback(asked.discard)
+                elif isinstance(frame, ChildDone):
+                    return frame
+        finally:
+            for task in asked:
+                task.cancel()
+
+    async def _answer(self, ask: ChildAsk, reach: Reach | None) -> None:
+        answer = ChildAnswer(ask.number)
+        try:
+            if reach is None:
+                answer.error = "this run cannot reach its store"
+            elif ask.note is not None:
+                await reach.keep(ask.note)
+            else:
+                answer.jobs = await reach.get(ask.ids)
+        except LeaseLost as error:
+            answer.lost = str(error)
+        except PackhorseError as error:
+            answer.error = str(error)
+        self.send(answer)
 
     async def end(self, grace_s: float) -> str:
         """End the process: SIGTERM, `grace_s` seconds, SIGKILL for its group. Answers how it ended."""
@@ -195,7 +223,7 @@ class HandlerChild:
         try:
             head = await self._reader.readexactly(LENGTH_BYTES)
             return isinstance(unpack(await self._reader.readexactly(int.from_bytes(head))), ChildDone)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):  # or told to stop within a frame
             return True
 
     def kill(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..backends.base import Note
-from ..job import Claimed, JobSpec
+from ..job import Claimed, JobRecord, JobSpec
 from ..outcome import Outcome
 
 #: A follow-up list is the largest there is: 1,000 jobs of 1 MiB. Four bytes of length carry it.
@@ -28,6 +28,7 @@ class ChildJob(msgspec.Struct, tag=True):
     """Runner → child: run this."""
 
     job: Claimed
+    steps: bool = False  # whether the store remembers steps
 
 
 class ChildNote(msgspec.Struct, tag=True):
@@ -43,7 +44,24 @@ class ChildDone(msgspec.Struct, tag=True):
     follow_ups: list[JobSpec]
 
 
-Frame = ChildSetup | ChildJob | ChildNote | ChildDone
+class ChildAsk(msgspec.Struct, tag=True):
+    """Child → runner: look these jobs up, or keep this note. Answered by the same number."""
+
+    number: int
+    ids: list[str] = []
+    note: Note | None = None
+
+
+class ChildAnswer(msgspec.Struct, tag=True):
+    """Runner → child: the jobs, None where there is none; or why not."""
+
+    number: int
+    jobs: list[JobRecord | None] = []
+    lost: str | None = None  # the job belongs to another run by now
+    error: str | None = None
+
+
+Frame = ChildSetup | ChildJob | ChildNote | ChildDone | ChildAsk | ChildAnswer
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Frame] = msgspec.msgpack.Decoder(Frame).decode

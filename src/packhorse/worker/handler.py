@@ -8,8 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 from ..app import Packhorse
+from ..composing import is_results
 from ..context import Context
 from ..job import Claimed
+from ..reach import Reach
 from ..task import Task
 from .executors import Executors
 
@@ -58,6 +60,8 @@ def inject(app: Packhorse, task: Task[..., Any], body: Start) -> Start:
             for name, kind in task.arguments.injected.items():
                 if kind is Context:
                     kwargs[name] = ctx
+                elif is_results(kind):
+                    kwargs[name] = await ctx.results()
                 else:
                     kwargs[name] = await _provide(app.providers[kind], ctx, stack)
             return await body(kwargs, ctx)
@@ -94,6 +98,8 @@ def _wrap(middleware: Callable[..., Awaitable[Any]], body: Start) -> Start:
     return run
 
 
-def new_context(app: Packhorse, job: Claimed, state: object) -> Context:
+def new_context(app: Packhorse, job: Claimed, state: object, reach: Reach | None) -> Context:
     """Make the context of one run; `state` is what the worker's lifespan yielded."""
-    return Context(app, job, state)
+    ctx = Context(app, job, state)
+    ctx.give_reach(reach)
+    return ctx

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ..backends.base import Backend, WorkerInfo, worker_topic
+from ..backends.base import BATCH_MAX, Backend, Note, Pulse, WorkerInfo, worker_topic
 from ..clock import Clock
 from ..errors import PackhorseError
 from .lease import Lease
@@ -73,13 +73,22 @@ class Heart:
 
     async def beat(self) -> None:
         """Renew the lease now. Raises Unavailable."""
+        pulse, sent_ms = await self.send()
+        self.act(pulse, sent_ms)
+
+    async def send(self, steps: Sequence[Note] = ()) -> tuple[Pulse, int]:
+        """Renew the lease, with these notes and the progress there is; answers when it was sent, boot clock."""
         sent_ms = self._clock.boot_ms()
         self._info.busy = self._runner.busy
-        notes = self._runner.take_notes()
+        notes = self._runner.take_notes(BATCH_MAX - len(steps))
         try:
-            pulse = await self._backend.heartbeat(self._info, self._lease.lease_ms, notes)
+            pulse = await self._backend.heartbeat(self._info, self._lease.lease_ms, [*steps, *notes])
         except PackhorseError:
             self._runner.keep_notes(notes)
             raise
         self._lease.renewed(sent_ms)
+        return pulse, sent_ms
+
+    def act(self, pulse: Pulse, sent_ms: int) -> None:
+        """Stop what was lost and what is to be cancelled."""
         self._on_pulse(pulse.held, pulse.cancel, sent_ms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from ..backends.base import WorkerInfo
@@ -26,7 +27,7 @@ class LocalWorker:
         self,
         app: Packhorse,
         *,
-        queues: tuple[str, ...] | list[str] | str | None = None,
+        queues: Mapping[str, int] | tuple[str, ...] | list[str] | str | None = None,
         concurrency: int | None = None,
         lease: float | str | None = None,
         shutdown_timeout: float | str | None = None,
@@ -36,7 +37,7 @@ class LocalWorker:
         self.app = app
         self.options = WorkerOptions.of(
             app.settings,
-            queues=(queues,) if isinstance(queues, str) else tuple(queues) if queues is not None else None,
+            queues=queues,
             concurrency=concurrency,
             lease_ms=None if lease is None else duration_ms(lease, "lease"),
             shutdown_timeout_ms=None if shutdown_timeout is None else duration_ms(shutdown_timeout, "shutdown_timeout"),

@@ -15,13 +15,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from .. import outcome as outcomes
 from ..app import Packhorse
-from ..backends.base import BATCH_MAX, Note, Settlement
+from ..backends.base import Note, Settlement
 from ..chance import Chance
 from ..clock import Clock
 from ..context import Context
 from ..errors import InvalidPayload, PackhorseError
 from ..job import Claimed, JobSpec, State
 from ..outcome import Kind, Outcome
+from ..reach import Reach
 from ..retry import Backoff, decide
 from .forking import end_copy, forks
 from .handler import Handler, new_context
@@ -87,6 +88,7 @@ class Runner:
         self._runs: dict[Run, None] = {}
         self.base = contextvars.copy_context()  # what each job's own context starts as
         self.state: object = None  # what the lifespan yielded
+        self.reach: Reach | None = None  # what runs can reach of the store
         self._idle: list[asyncio.Future[None]] = []
         self._slots: dict[asyncio.Task[None], None] = {}
         self._abandoned = 0
@@ -256,7 +258,7 @@ class Runner:
         self._stepping += 1
         try:
             if handler.needs_context:
-                ctx = new_context(self._app, job, self.state)
+                ctx = new_context(self._app, job, self.state, self.reach)
                 coroutine = handler.start(kwargs, ctx)
             else:
                 coroutine = handler.start_plain(**kwargs)
@@ -436,10 +438,10 @@ class Runner:
         """Whether a run has progress to tell."""
         return any(run.ctx is not None and run.ctx.has_note for run in self._runs)
 
-    def take_notes(self) -> list[Note]:
-        """Take the progress that runs have to tell, at most 1,000."""
+    def take_notes(self, count_max: int) -> list[Note]:
+        """Take the progress that runs have to tell, of at most `count_max` runs."""
         runs = [run for run in self._runs if run.ctx is not None and run.ctx.has_note]
-        notes = [run.ctx.take_note() for run in runs[:BATCH_MAX] if run.ctx is not None]
+        notes = [run.ctx.take_note() for run in runs[:count_max] if run.ctx is not None]
         return [note for note in notes if note is not None]
 
     def keep_notes(self, notes: Sequence[Note]) -> None:

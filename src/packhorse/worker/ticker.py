@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 
-from ..backends.base import BATCH_MAX, DUE_TOPIC, SCHEDULES_A_TICK, Backend, Firing, Keep, Schedule, Ticked, Verdict
+from ..backends.base import BATCH_MAX, DUE_TOPIC, SCHEDULES_A_TICK, Backend, Firing, Keep, Schedule, Ticked
 from ..chance import Chance
 from ..clock import Clock
 from ..errors import PackhorseError
@@ -57,40 +57,27 @@ class Ticker:
         ticked = await self._backend.tick(BATCH_MAX, self._keep)
         if ticked.lapsed:
             log.warning("%d jobs whose worker was lost are made good", ticked.lapsed)
-        answered_ms = self._clock.boot_ms()
-        gap_ms = await self._fire(ticked)
-        gap_ms = max(1, gap_ms - (self._clock.boot_ms() - answered_ms))
-        if max(ticked.promoted, ticked.lapsed, ticked.dropped) >= BATCH_MAX:
+        fired = await self._fire(ticked)
+        if max(ticked.promoted, ticked.lapsed, ticked.dropped, ticked.freed) >= BATCH_MAX:
             return 1
-        return gap_ms
+        if fired:
+            return _GAP_MS_MIN  # the next tick knows what is due after these
+        due_ms = _GAP_MS_MAX if ticked.next_due_ms is None else ticked.next_due_ms
+        return max(_BROKEN_GAP_MS if ticked.schedules else 1, min(due_ms, _GAP_MS_MAX))
 
     # ---- schedules -------------------------------------------------------------------------------------
 
-    async def _fire(self, ticked: Ticked) -> int:
-        """Turn the slots that are due into jobs; answers how long after the tick the next thing is due, ms.
+    async def _fire(self, ticked: Ticked) -> bool:
+        """Turn the slots that are due into jobs; answers whether anything was to be moved.
 
-        The store's own time decides what is due (FAILURES B36). Where another ticker was quicker, that is as good.
+        The store's time decides what is due (FAILURES B36). Where another ticker was quicker, that is as good.
         """
-        due_ms = _GAP_MS_MAX if ticked.next_due_ms is None else min(ticked.next_due_ms, _GAP_MS_MAX)
-        if not ticked.schedules:
-            return due_ms
         crowded = len(ticked.schedules) >= SCHEDULES_A_TICK
-        firings = [
-            firing for one in ticked.schedules if (firing := self._plan(one, ticked.now_ms, crowded)) is not None
-        ]
+        planned = [self._plan(schedule, ticked.now_ms, crowded) for schedule in ticked.schedules]
+        firings = [firing for firing in planned if firing is not None]
         for batch in _batches(firings):
-            verdicts = await self._backend.fire(batch)
-            for firing, verdict in zip(batch, verdicts, strict=True):
-                if firing.specs and verdict is Verdict.APPLIED:
-                    log.debug("schedule %s: %d slots", firing.name, len(firing.specs))
-        # What was planned is not due any more, so `next_due_ms`, which says that it was, is no news.
-        next_ms = min((firing.next_ms for firing in firings), default=ticked.now_ms + _GAP_MS_MAX)
-        if crowded:
-            return 1
-        ahead_ms = max(0, min(next_ms - ticked.now_ms, _GAP_MS_MAX))
-        if any(one.name in self._broken for one in ticked.schedules):
-            ahead_ms = min(ahead_ms, _BROKEN_GAP_MS)
-        return ahead_ms if due_ms <= _GAP_MS_MIN else min(ahead_ms, due_ms)
+            await self._backend.fire(batch)
+        return bool(firings)
 
     def _plan(self, schedule: Schedule, now_ms: int, crowded: bool) -> Firing | None:
         """Plan one schedule. One that cannot be planned is logged once and stops no other."""

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 from ...clock import SYSTEM_CLOCK, Clock
 from ...job import Claimed, JobRecord, JobSpec
+from ...limits import check_limit_change
 from ..base import (
     Backend,
     Capabilities,
     Enqueued,
+    Firing,
     Keep,
+    Limit,
     Note,
     Page,
     Pulse,
@@ -20,11 +23,14 @@ from ..base import (
     QueueChange,
     QueueCounts,
     Rerun,
+    Schedule,
+    ScheduleChange,
     Settlement,
     Steered,
     Ticked,
     Verdict,
     WorkerInfo,
+    WorkflowCounts,
     check_batch,
     check_changes,
     check_limit,
@@ -34,7 +40,7 @@ from ..base import (
     parse_cursor,
 )
 from ..bells import Bell
-from . import claiming, keeping, looking, moving, steering
+from . import adding, claiming, keeping, limit_rows, looking, moving, schedules, steering
 from .connection import explain, migrate
 from .engine import Engine
 from .filing import parse_url
@@ -46,7 +52,17 @@ T = TypeVar("T")
 class SQLiteBackend(Backend):
     """Jobs in one SQLite file."""
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities = Capabilities(
+        durable=True,
+        shared=True,
+        limits=True,
+        fair=True,
+        unique_windows=True,
+        dependencies=True,
+        schedules=True,
+        capacity=True,
+        steps=True,
+    )
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self.location = parse_url(url)
@@ -74,7 +90,7 @@ class SQLiteBackend(Backend):
         if not specs:
             return []
         answer: list[Enqueued] = await self._engine.post(
-            Op(moving.enqueue, specs, len(specs), many=moving.enqueue_many)
+            Op(adding.enqueue, specs, len(specs), many=adding.enqueue_many)
         )
         return answer
 
@@ -115,6 +131,16 @@ class SQLiteBackend(Backend):
         answer: Ticked = await self._engine.post(Op(keeping.tick, keeping.Tick(limit, keep), probe=keeping.probe))
         return answer
 
+    async def fire(self, firings: Sequence[Firing]) -> list[Verdict]:
+        check_batch(firings)
+        for firing in firings:
+            check_specs(firing.specs, self.capabilities)
+        if not firings:
+            return []
+        items = sum(1 + len(firing.specs) for firing in firings)
+        answer: list[Verdict] = await self._engine.post(Op(schedules.fire, firings, items))
+        return answer
+
     def watch(self, topics: Sequence[str]) -> Bell:
         return self._engine.wake.bells.watch(topics)
 
@@ -131,6 +157,10 @@ class SQLiteBackend(Backend):
 
     async def counts(self) -> dict[str, QueueCounts]:
         return await self._read(looking.counts)
+
+    async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
+        check_limit(limit)
+        return await self._read(lambda db, _: looking.workflows(db, limit, before))
 
     async def workers(self) -> list[WorkerInfo]:
         return await self._read(looking.workers)
@@ -162,6 +192,27 @@ class SQLiteBackend(Backend):
         if not changes:
             return await self._read(lambda db, _: steering.read_queues(db))
         answer: dict[str, QueueChange] = await self._engine.post(Op(steering.change_queues, changes, len(changes)))
+        return answer
+
+    async def limits(
+        self, changes: Sequence[Limit] = (), *, about: tuple[str, str | None] | None = None
+    ) -> list[Limit]:
+        check_batch(changes)
+        for change in changes:
+            check_limit_change(change)
+        if changes:
+            answer: list[Limit] = await self._engine.post(Op(limit_rows.change_limits, changes, len(changes)))
+            if about is None:
+                return answer
+        if about is not None:
+            return await self._read(lambda db, now_ms: limit_rows.limits_about(db, *about, now_ms))
+        return await self._read(lambda db, _: limit_rows.read_limits(db))
+
+    async def schedules(self, changes: Sequence[ScheduleChange] = ()) -> list[Schedule]:
+        check_batch(changes)
+        if not changes:
+            return await self._read(lambda db, _: schedules.read_all(db))
+        answer: list[Schedule] = await self._engine.post(Op(schedules.change, changes, len(changes)))
         return answer
 
 

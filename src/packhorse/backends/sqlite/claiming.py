@@ -10,11 +10,13 @@ from hashlib import blake2b
 
 import msgspec
 
-from ...job import Claimed, State
+from ...job import AGEING_MS, Claimed, State
 from ..base import Settlement, WorkerInfo
+from .limiting import Choice
 from .moving import settle
 from .ops import WRITE, Transaction
 from .rows import PENDING, RUNNING, numbers, read_meta, read_tags, to_json
+from .taken import COLUMNS, Taken, decode_taken
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -26,40 +28,20 @@ class Claim(msgspec.Struct, frozen=True):
     worker: str
 
 
-class _Taken(msgspec.Struct, array_like=True, gc=False):
-    seq: int
-    id: str
-    type: str
-    payload: str | None
-    attempt: int
-    max_attempts: int
-    timeout_ms: int
-    priority: int
-    created_at_ms: int
-    due_at_ms: int
-    parked_at_ms: int | None
-    key: str | None
-    tags: str | None
-    meta: str | None
-    workflow: str | None
-
-
 # Why not UPDATE … WHERE seq IN (SELECT … LIMIT) RETURNING: its rows come back one step at a time, and every
 # step gives the interpreter lock away (engine.py). Under the write lock, reading first and then writing the
 # same rows is just as atomic, and it answers in the order of the index, which RETURNING does not promise.
 # The subquery ends at the LIMIT in the index `ready`, whatever the backlog: test_claim_reads_the_ready_index.
+# Where there are limits the answer is 1 and no jobs: `limiting` chooses.
 TAKE = f"""
-SELECT CAST(json_group_array(json_array(
-    seq, id, type, iif(payload IS NULL, NULL, hex(payload)), attempt, max_attempts, timeout_ms, priority,
-    created_at_ms, due_at_ms, parked_at_ms, key, tags, meta, workflow
-)) AS BLOB)
+SELECT {COLUMNS}, EXISTS (SELECT 1 FROM limited)
 FROM (
     SELECT * FROM jobs INDEXED BY ready
-    WHERE state = {PENDING} AND queue = ?1 AND NOT EXISTS (SELECT 1 FROM queues WHERE name = ?1 AND paused)
+    WHERE state = {PENDING} AND lane IS NULL AND queue = ?1 AND NOT EXISTS (SELECT 1 FROM limited)
+        AND NOT EXISTS (SELECT 1 FROM queues WHERE name = ?1 AND paused)
     ORDER BY rank, seq LIMIT ?2
 )
 """
-_decode_taken = msgspec.json.Decoder(list[_Taken]).decode
 
 _MARK = f"""
 UPDATE jobs NOT INDEXED SET state = {RUNNING}, attempt = attempt + 1, worker = ?, token = ?, started_at_ms = ?
@@ -67,9 +49,9 @@ WHERE seq IN (SELECT value FROM json_each(?)) AND state = {PENDING}
 """
 
 _ANY = f"""
-SELECT EXISTS (
-    SELECT 1 FROM jobs INDEXED BY ready
-    WHERE state = {PENDING} AND queue = ?1 AND NOT EXISTS (SELECT 1 FROM queues WHERE name = ?1 AND paused)
+SELECT NOT EXISTS (SELECT 1 FROM queues WHERE name = ?1 AND paused) AND (
+    EXISTS (SELECT 1 FROM jobs INDEXED BY ready WHERE state = {PENDING} AND lane IS NULL AND queue = ?1)
+    OR EXISTS (SELECT 1 FROM jobs INDEXED BY laned WHERE state = {PENDING} AND lane IS NOT NULL AND queue = ?1)
 )
 """
 
@@ -93,10 +75,12 @@ def probe(db: sqlite3.Connection, now_ms: int, claim: Claim) -> object:
     for queue in claim.queues:
         if claim.limit > 0 and db.execute(_ANY, (queue,)).fetchone()[0]:
             return WRITE
+    return [] if _lease_is_fresh(db, now_ms, claim) else WRITE
+
+
+def _lease_is_fresh(db: sqlite3.Connection, now_ms: int, claim: Claim) -> bool:
     found = db.execute("SELECT lease_end_at_ms FROM workers WHERE no = ?", (worker_number(claim.worker),)).fetchone()
-    if found is None or (found[0] - now_ms) * 3 <= claim.lease_ms * 2 or found[0] - now_ms > claim.lease_ms:
-        return WRITE
-    return []
+    return found is not None and claim.lease_ms * 2 < (found[0] - now_ms) * 3 and found[0] - now_ms <= claim.lease_ms
 
 
 def take(tx: Transaction, claim: Claim) -> list[Claimed]:
@@ -108,18 +92,31 @@ def take(tx: Transaction, claim: Claim) -> list[Claimed]:
         left = claim.limit - len(claimed)
         if left <= 0:
             break
-        taken = _decode_taken(tx.db.execute(TAKE, (queue, left)).fetchone()[0])
-        if not taken:
-            continue
-        marked = tx.db.execute(_MARK, (worker, number, tx.now_ms, numbers([one.seq for one in taken]))).rowcount
-        assert marked == len(taken), f"{marked} of {len(taken)} jobs claimed under the write lock"
+        choice: Choice | None = None
+        taken: list[Taken] = []
+        if not tx.hints.limits:
+            text, limited = tx.db.execute(TAKE, (queue, left)).fetchone()
+            tx.hints.limits = bool(limited)
+            taken = decode_taken(text)
+        if tx.hints.limits:
+            choice = Choice(tx, queue, left)
+            taken = choice.make()
+        if taken:
+            marked = tx.db.execute(_MARK, (worker, number, tx.now_ms, numbers([one.seq for one in taken]))).rowcount
+            assert marked == len(taken), f"{marked} of {len(taken)} jobs claimed under the write lock"
+            turns = [one.rank - one.priority * AGEING_MS for one in taken if one.key is not None]
+            if turns:
+                tx.places.claimed(queue, max(turns))
+        if choice is not None:
+            choice.left(taken)
         claimed += [_claimed(tx.db, one, token, queue) for one in taken]
-    info = to_json(WorkerInfo(id=claim.worker, queues=claim.queues)).decode()
-    tx.db.execute(_LEASE, (worker, claim.worker, info, tx.now_ms + claim.lease_ms))
+    if claimed or not _lease_is_fresh(tx.db, tx.now_ms, claim):
+        info = to_json(WorkerInfo(id=claim.worker, queues=claim.queues)).decode()
+        tx.db.execute(_LEASE, (worker, claim.worker, info, tx.now_ms + claim.lease_ms))
     return claimed
 
 
-def _claimed(db: sqlite3.Connection, one: _Taken, token: str, queue: str) -> Claimed:
+def _claimed(db: sqlite3.Connection, one: Taken, token: str, queue: str) -> Claimed:
     if one.payload is not None:
         payload = bytes.fromhex(one.payload)
     else:

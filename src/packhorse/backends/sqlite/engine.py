@@ -28,7 +28,7 @@ from ...errors import ConfigurationError, PackhorseError
 from . import filing
 from .connection import check_schema, connect, establish, explain, patiently, primary_code
 from .filing import Location
-from .ops import WRITE, Call, Op, Redo, Transaction, answer, outcome_of, run_op
+from .ops import WRITE, Call, Hints, Op, Redo, Transaction, answer, outcome_of, run_op
 from .wake import Wake
 
 #: Items in one transaction: about 40 ms of work, what a caller may have to wait for others of its process.
@@ -62,6 +62,7 @@ class Engine:
         self._budget = CHECKPOINT_PAGES // 2  # of such pages until the next one
         # 62 bits that nobody else starts from, then counted up: a token names one claim for ever.
         self._token = int(secret_hex(8), 16) >> 2
+        self._hints = Hints()
         self._forked = False
         _engines.add(self)
 
@@ -219,6 +220,9 @@ class Engine:
                 else:
                     outcomes.append(run_op(ops[start], tx))
                 start = end
+                if start < len(ops):
+                    tx.next_op()
+            tx.finish()
             tx.db.execute("COMMIT")
         finally:
             _roll_back(tx.db)
@@ -239,9 +243,12 @@ class Engine:
                 except Exception as error:
                     if _breaks_connection(error) or not tx.db.in_transaction:
                         raise
-                    tx.db.execute("ROLLBACK TO one")
+                    tx.roll_back("one")
                     outcomes.append(explain(error, self.location))
+                tx.next_op()
                 tx.db.execute("RELEASE one")
+            tx.topics = topics
+            tx.finish()
             tx.db.execute("COMMIT")
         finally:
             _roll_back(tx.db)
@@ -252,7 +259,7 @@ class Engine:
         # IMMEDIATE always: a transaction that reads first and writes later fails at once when another
         # process wrote in between, however long the busy timeout.
         patiently(lambda: db.execute("BEGIN IMMEDIATE"), self.location.busy_ms)
-        return Transaction(db, self.clock.now_ms(), self._new_token)
+        return Transaction(db, self.clock.now_ms(), self._new_token, self._hints)
 
     def _new_token(self) -> int:
         self._token += 1

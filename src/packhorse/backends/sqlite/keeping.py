@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from ...job import AGEING_MS, TERMINAL, JobError
+from ...job import LAPSED, TERMINAL, JobError
 from ..base import (
+    DUE_TOPIC,
     Keep,
     Note,
     Pulse,
@@ -21,20 +22,19 @@ from ..base import (
     lapse_landing,
     queue_topic,
 )
+from . import dropping, families, schedules
 from .claiming import worker_number
 from .moving import read_token
 from .ops import WRITE, Transaction
+from .reviving import revive
 from .rows import (
-    CANCELLED,
     CODES,
-    FAILED,
     PENDING,
     RUNNING,
     SCHEDULED,
-    SUCCEEDED,
     Row,
     add_to_errors,
-    drop,
+    insert_chunks,
     load_by_seq,
     save,
     to_json,
@@ -62,6 +62,14 @@ INSERT INTO workers (no, id, info, lease_end_at_ms) VALUES (?, ?, ?, ?)
 ON CONFLICT (no) DO UPDATE SET info = excluded.info, lease_end_at_ms = excluded.lease_end_at_ms
 """
 
+# The values are parameters, for a result is bytes; few statements all the same, and the guard is in each.
+_STEP = f"""
+INSERT INTO steps (seq, name, result)
+SELECT j.seq, m.column3, m.column4 FROM (VALUES {{}}) AS m CROSS JOIN jobs AS j ON j.id = m.column1
+WHERE j.state = {RUNNING} AND j.token = m.column2
+ON CONFLICT (seq, name) DO UPDATE SET result = excluded.result
+"""
+
 _NOTE = f"""
 INSERT INTO extras (seq, progress, progress_note)
 SELECT j.seq, m.value ->> 2, m.value ->> 3 FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value ->> 0
@@ -76,14 +84,19 @@ def heartbeat(tx: Transaction, beat: Beat) -> Pulse:
     worker = beat.worker
     number = worker_number(worker.id)
     tx.db.execute(_BEAT, (number, worker.id, to_json(worker).decode(), tx.now_ms + beat.lease_ms))
-    notes = []
+    notes, steps = [], []
     for note in beat.notes:
         token = read_token(note.token)
-        if token is not None:
+        if token is not None and note.step is not None:
+            steps.append((note.id, token, note.step, note.result))
+        if token is not None and (note.progress is not None or note.text is not None):
             progress = repr(float(note.progress)) if note.progress is not None else None
             notes.append((note.id, token, progress, note.text))
     if notes:
         tx.db.execute(_NOTE, (to_json(notes).decode(),))
+    if steps:
+        insert_chunks(tx.db, _STEP, steps)
+        tx.pages += sum(len(result) for *_, result in steps) // 4_096
     held = _decode_held(tx.db.execute(_HELD, (number,)).fetchone()[0])
     return Pulse(
         held={job_id: token for _, job_id, token, _ in held},
@@ -107,6 +120,7 @@ def retire(tx: Transaction, retirement: Retirement) -> int:
     tx.db.execute("DELETE FROM workers WHERE no = ?", (number,))
     held = _decode_held(tx.db.execute(_HELD, (number,)).fetchone()[0])
     _lapse(tx, [seq for seq, *_ in held], retirement.reason)
+    families.serve(tx)
     return len(held)
 
 
@@ -119,14 +133,15 @@ def _lapse(tx: Transaction, seqs: Sequence[int], reason: str) -> None:
 
 
 def _lapse_one(tx: Transaction, row: Row, reason: str) -> None:
-    add_to_errors(row, JobError(attempt=row.attempt, at_ms=tx.now_ms, kind="LeaseLapsed", message=reason), add_error)
+    add_to_errors(row, JobError(attempt=row.attempt, at_ms=tx.now_ms, kind=LAPSED, message=reason), add_error)
     row.let_go()
+    tx.lapses = True
     state = lapse_landing(row.attempt, row.max_attempts, bool(row.cancel))
     if state in TERMINAL:
         row.end(CODES[state], tx.now_ms)
         tx.topics.add(job_topic(row.id))
     else:
-        row.start_over(0, tx.now_ms)
+        row.start_over(0, tx)
         tx.topics.add(queue_topic(row.queue))
 
 
@@ -140,15 +155,29 @@ class Tick(msgspec.Struct, frozen=True):
     keep: Keep
 
 
-NEXT_DUE = f"SELECT min(due_at_ms) FROM jobs INDEXED BY due WHERE state = {SCHEDULED}"
-
-_DUE = (
-    f"SELECT seq FROM jobs INDEXED BY due WHERE state = {SCHEDULED} AND due_at_ms <= ? ORDER BY due_at_ms, seq LIMIT ?"
+# A scheduled job, or a rate that lets something start again.
+NEXT_DUE = f"""
+SELECT min(at_ms) FROM (
+    SELECT min(due_at_ms) AS at_ms FROM jobs INDEXED BY due WHERE state = {SCHEDULED}
+    UNION ALL SELECT min(at_ms) FROM openings
 )
-_DUE_QUEUES = f"SELECT DISTINCT queue FROM jobs WHERE seq IN ({_DUE})"
+"""
+
+DUE = f"""
+SELECT CAST(json_group_array(json_array(seq, queue, type, key, priority, due_at_ms)) AS BLOB) FROM (
+    SELECT * FROM jobs INDEXED BY due WHERE state = {SCHEDULED} AND due_at_ms <= ? ORDER BY due_at_ms, seq LIMIT ?
+)
+"""
+_decode_due = msgspec.json.Decoder(list[tuple[int, str, str, str | None, int, int]]).decode
 _PROMOTE = f"""
-UPDATE jobs NOT INDEXED SET state = {PENDING}, rank = due_at_ms + priority * {AGEING_MS}
-WHERE seq IN ({_DUE}) AND state = {SCHEDULED}
+UPDATE jobs NOT INDEXED SET state = {PENDING}, rank = m.value ->> 1, lane = m.value ->> 2 FROM json_each(?) AS m
+WHERE jobs.seq = m.value ->> 0 AND jobs.state = {SCHEDULED}
+"""
+# Buckets that are full again are as new ones.
+_FORGET_FULL = """
+DELETE FROM buckets WHERE (type, key) IN (
+    SELECT type, key FROM buckets INDEXED BY full_buckets WHERE full_at_ns <= ? LIMIT 1000
+)
 """
 
 # One step in the index for each worker, not for each of its jobs.
@@ -169,14 +198,6 @@ DELETE FROM workers WHERE lease_end_at_ms <= ? AND NOT EXISTS (
 )
 """
 
-KEPT = f"""
-SELECT CAST(json_group_array(seq) AS BLOB) FROM (
-    SELECT seq FROM jobs INDEXED BY ended WHERE state >= {SUCCEEDED} AND state = ? AND finished_at_ms <= ?
-    ORDER BY finished_at_ms LIMIT ?
-)
-"""
-_decode_seqs = msgspec.json.Decoder(list[int]).decode
-
 
 def probe(db: sqlite3.Connection, now_ms: int, tick: Tick) -> object:
     """Find out without a transaction whether a tick has anything to do."""
@@ -185,27 +206,56 @@ def probe(db: sqlite3.Connection, now_ms: int, tick: Tick) -> object:
         (next_due_at_ms is not None and next_due_at_ms <= now_ms)
         or db.execute(HOLDERS, (now_ms,)).fetchone() is not None
         or db.execute("SELECT EXISTS (SELECT 1 FROM workers WHERE lease_end_at_ms <= ?)", (now_ms,)).fetchone()[0]
-        or any(_old(db, state, now_ms - keep_ms, 1) for state, keep_ms in _kept_ms(tick.keep))
+        or db.execute(families.ANY_LEFT).fetchone()[0]
+        or dropping.is_any_old(db, tick.keep, now_ms)
     ):
         return WRITE
-    return Ticked(next_due_ms=_wait_ms(next_due_at_ms, now_ms))
+    return _ticked(db, now_ms, next_due_at_ms)
 
 
 def tick(tx: Transaction, tick: Tick) -> Ticked:
     """Move time on, at most `limit` jobs of each kind."""
     now_ms, limit = tx.now_ms, tick.limit
-    tx.topics.update(queue_topic(queue) for (queue,) in tx.db.execute(_DUE_QUEUES, (now_ms, limit)))
-    promoted = tx.db.execute(_PROMOTE, (now_ms, limit)).rowcount
+    rung = DUE_TOPIC in tx.topics
+    promoted = _promote(tx, limit)
+    _ring_opened(tx)
     lapsed = _lapse_the_dead(tx, limit)
     tx.db.execute(_FORGET, (now_ms,))
-    dropped = 0
-    for state, keep_ms in _kept_ms(tick.keep):
-        seqs = _old(tx.db, state, now_ms - keep_ms, limit - dropped)
-        drop(tx, seqs)
-        dropped += len(seqs)
-    next_due_at_ms = tx.db.execute(NEXT_DUE).fetchone()[0]
+    dropped = dropping.drop_old(tx, tick.keep, limit)
+    freed = families.serve_the_rest(tx, limit)
+    if tx.families:
+        freed += revive(tx, limit=limit - freed)
+    more = bool(tx.db.execute(families.ANY_LEFT).fetchone()[0])
+    if not rung:
+        tx.topics.discard(DUE_TOPIC)  # `next_due_ms` says it
+    next_due_at_ms = now_ms if more else tx.db.execute(NEXT_DUE).fetchone()[0]
     tx.pages += (promoted + lapsed + dropped) // 4
-    return Ticked(promoted=promoted, lapsed=lapsed, dropped=dropped, next_due_ms=_wait_ms(next_due_at_ms, now_ms))
+    return _ticked(tx.db, now_ms, next_due_at_ms, promoted=promoted, lapsed=lapsed, dropped=dropped, freed=freed)
+
+
+def _promote(tx: Transaction, limit: int) -> int:
+    due = _decode_due(tx.db.execute(DUE, (tx.now_ms, limit)).fetchone()[0])
+    if not due:
+        return 0
+    of = tx.places.of
+    places = [(seq, *of(queue, job_type, key, priority, at_ms)) for seq, queue, job_type, key, priority, at_ms in due]
+    tx.topics.update(queue_topic(queue) for _, queue, *_ in due)
+    return tx.db.execute(_PROMOTE, (to_json(places).decode(),)).rowcount
+
+
+def _ring_opened(tx: Transaction) -> None:
+    """Ring the queues where a rate lets something start again."""
+    opened = tx.db.execute("DELETE FROM openings WHERE at_ms <= ? RETURNING queue", (tx.now_ms,)).fetchall()
+    tx.topics.update(queue_topic(queue) for (queue,) in opened)
+    if opened:
+        tx.db.execute(_FORGET_FULL, (tx.now_ms * 1_000_000,))
+
+
+def _ticked(db: sqlite3.Connection, now_ms: int, next_due_at_ms: int | None, **moved: int) -> Ticked:
+    wanting, wants_at_ms = schedules.planned(db, now_ms)
+    instants = [instant for instant in (next_due_at_ms, wants_at_ms) if instant is not None]
+    next_due_ms = max(0, min(instants) - now_ms) if instants else None
+    return Ticked(next_due_ms=next_due_ms, now_ms=now_ms, schedules=wanting, **moved)
 
 
 def _lapse_the_dead(tx: Transaction, limit: int) -> int:
@@ -216,15 +266,3 @@ def _lapse_the_dead(tx: Transaction, limit: int) -> int:
     if seqs:
         _lapse(tx, seqs, "the lease of the worker ran out")
     return len(seqs)
-
-
-def _old(db: sqlite3.Connection, state: int, until_ms: int, limit: int) -> list[int]:
-    return _decode_seqs(db.execute(KEPT, (state, until_ms, limit)).fetchone()[0]) if limit > 0 else []
-
-
-def _kept_ms(keep: Keep) -> Iterable[tuple[int, int]]:
-    return (SUCCEEDED, keep.succeeded_ms), (FAILED, keep.failed_ms), (CANCELLED, keep.cancelled_ms)
-
-
-def _wait_ms(next_due_at_ms: int | None, now_ms: int) -> int | None:
-    return None if next_due_at_ms is None else max(0, next_due_at_ms - now_ms)

@@ -14,21 +14,10 @@ from typing import Any
 
 import msgspec
 
-from ...job import AGEING_MS, JobRecord, State
-from ..base import Page, Query, QueueCounts, WorkerInfo, page_limit, parse_cursor
-from .rows import (
-    CODES,
-    FAILED,
-    PENDING,
-    RECORDS,
-    RECORDS_JOIN,
-    RUNNING,
-    SCHEDULED,
-    STATES,
-    SUCCEEDED,
-    read_records,
-    to_json,
-)
+from ...job import JobRecord, State
+from ..base import Page, Query, QueueCounts, WorkerInfo, WorkflowCounts, page_limit, parse_cursor
+from .records import BRIEF_RECORDS, RECORDS, RECORDS_JOIN, read_records, read_steps
+from .rows import CANCELLED, CODES, FAILED, PENDING, RUNNING, SCHEDULED, STATES, SUCCEEDED, WAITING, to_json
 from .steering import read_queues
 
 #: Jobs looked at in one statement of a search, at most: about 10 ms.
@@ -39,16 +28,20 @@ _GET = f"{RECORDS} json_each(?) AS wanted CROSS JOIN jobs AS j ON j.id = wanted.
 
 def get(db: sqlite3.Connection, ids: Sequence[str]) -> list[JobRecord | None]:
     """Look jobs up by id."""
-    found = {record.id: record for _, record in read_records(db, _GET, (to_json(ids).decode(),))}
+    records = read_records(db, _GET, (to_json(ids).decode(),))
+    read_steps(db, records)
+    found = {record.id: record for _, record in records}
     return [found.get(job_id) for job_id in ids]
 
 
 # ---- find --------------------------------------------------------------------------------------------------
 
-#: Where the jobs of a state are found without looking at any other. `waiting` has no index; no job waits yet.
+#: Where the jobs of a state are found without looking at any other.
 _OF_STATE = {
+    WAITING: f"jobs INDEXED BY listed WHERE state IN (1, 6) AND state = {WAITING}",
     SCHEDULED: f"jobs INDEXED BY due WHERE state = {SCHEDULED}",
-    PENDING: f"jobs INDEXED BY ready WHERE state = {PENDING}",
+    PENDING: f"(SELECT seq FROM jobs INDEXED BY ready WHERE state = {PENDING} AND lane IS NULL UNION ALL "
+    f"SELECT seq FROM jobs INDEXED BY laned WHERE state = {PENDING} AND lane IS NOT NULL)",
     RUNNING: f"jobs INDEXED BY running WHERE state = {RUNNING}",
     **{code: f"jobs INDEXED BY ended WHERE state >= {SUCCEEDED} AND state = {code}" for code in (5, 6, 7)},
 }
@@ -57,6 +50,7 @@ _OF_STATE = {
 def find(db: sqlite3.Connection, query: Query) -> Page:
     """Look jobs up by filter, a page at a time, by seq."""
     limit = page_limit(query)
+    records = BRIEF_RECORDS if query.brief else RECORDS
     source = _source(db, query)
     filters, values = _filters(query)
     order, beyond, until = ("ASC", ">", "<=") if query.oldest_first else ("DESC", "<", ">=")
@@ -74,7 +68,7 @@ def find(db: sqlite3.Connection, query: Query) -> Page:
         values["limit"] = limit + 1 - len(found)
         part = read_records(
             db,
-            f"{RECORDS} (SELECT seq FROM {source} AND seq {beyond} :cursor {inside} AND {filters} "
+            f"{records} (SELECT seq FROM {source} AND seq {beyond} :cursor {inside} AND {filters} "
             f"ORDER BY seq {order} LIMIT :limit) AS wanted CROSS JOIN jobs AS j ON j.seq = wanted.seq {RECORDS_JOIN}",
             values,
         )
@@ -90,12 +84,16 @@ def find(db: sqlite3.Connection, query: Query) -> Page:
 def _source(db: sqlite3.Connection, query: Query) -> str:
     """Choose what is looked through: an index by seq, the few jobs of rare states, or all jobs by seq."""
     codes = sorted({CODES[State(state)] for state in query.states})
-    if codes == [FAILED]:
-        return f"jobs INDEXED BY failed WHERE state = {FAILED}"
-    if codes and all(code in _OF_STATE and _is_rare(db, code) for code in codes):
+    if query.workflow is not None:
+        return "jobs INDEXED BY of_workflow WHERE workflow = :workflow"
+    if query.schedule is not None:
+        return "jobs INDEXED BY of_schedule WHERE schedule = :schedule"
+    if len(codes) == 1 and codes[0] in {WAITING, FAILED}:
+        return f"jobs INDEXED BY listed WHERE state IN (1, 6) AND state = {codes[0]}"
+    if codes and all(_is_rare(db, code) for code in codes):
         union = " UNION ALL ".join(f"SELECT seq FROM {_OF_STATE[code]}" for code in codes)
         return f"jobs NOT INDEXED WHERE seq IN ({union})"
-    return "jobs NOT INDEXED WHERE TRUE"
+    return f"jobs NOT INDEXED WHERE state <= {CANCELLED}"
 
 
 def _is_rare(db: sqlite3.Connection, code: int) -> bool:
@@ -110,7 +108,13 @@ def _filters(query: Query) -> tuple[str, dict[str, Any]]:
     values: dict[str, Any] = {}
     if query.states:
         terms.append(f"state IN ({','.join(str(CODES[State(state)]) for state in query.states)})")
-    for column, value in (("queue", query.queue), ("type", query.type), ("key", query.key)):
+    for column, value in (
+        ("queue", query.queue),
+        ("type", query.type),
+        ("key", query.key),
+        ("workflow", query.workflow),
+        ("schedule", query.schedule),
+    ):
         if value is not None:
             terms.append(f"{column} = :{column}")
             values[column] = value
@@ -130,17 +134,23 @@ def _filters(query: Query) -> tuple[str, dict[str, Any]]:
 
 # ---- counts and workers ------------------------------------------------------------------------------------
 
-# Each part reads one index and no job. The oldest pending job is the one with the smallest due time, which
-# the index gives as rank less what its priority added.
+# Each part reads one index and no job.
 COUNTS = f"""
-SELECT queue, state, count(*), NULL FROM jobs INDEXED BY ended WHERE state >= {SUCCEEDED} GROUP BY state, queue
+SELECT queue, state, count(*), NULL FROM jobs INDEXED BY ended
+WHERE state >= {SUCCEEDED} AND state <= {CANCELLED} GROUP BY state, queue
+UNION ALL
+SELECT queue, {WAITING}, count(*), NULL FROM jobs INDEXED BY listed
+WHERE state IN (1, 6) AND state = {WAITING} GROUP BY queue
 UNION ALL
 SELECT queue, {SCHEDULED}, count(*), NULL FROM jobs INDEXED BY due WHERE state = {SCHEDULED} GROUP BY queue
 UNION ALL
 SELECT queue, {RUNNING}, count(*), NULL FROM jobs INDEXED BY running WHERE state = {RUNNING} GROUP BY queue
 UNION ALL
-SELECT queue, {PENDING}, count(*), min(rank - priority * {AGEING_MS})
-FROM jobs INDEXED BY ready WHERE state = {PENDING} GROUP BY queue
+SELECT queue, {PENDING}, count(*), min(due_at_ms)
+FROM jobs INDEXED BY ready WHERE state = {PENDING} AND lane IS NULL GROUP BY queue
+UNION ALL
+SELECT queue, {PENDING}, count(*), min(due_at_ms)
+FROM jobs INDEXED BY laned WHERE state = {PENDING} AND lane IS NOT NULL GROUP BY queue
 """
 
 
@@ -150,9 +160,10 @@ def counts(db: sqlite3.Connection, now_ms: int) -> dict[str, QueueCounts]:
     found: dict[str, dict[int, int]] = {name: {} for name in settings}
     oldest: dict[str, int] = {}
     for queue, code, count, due_at_ms in db.execute(COUNTS):
-        found.setdefault(queue, {})[code] = count
+        of_queue = found.setdefault(queue, {})
+        of_queue[code] = of_queue.get(code, 0) + count
         if due_at_ms is not None:
-            oldest[queue] = due_at_ms
+            oldest[queue] = min(due_at_ms, oldest.get(queue, due_at_ms))
     return {
         name: QueueCounts(
             states={STATES[code]: found[name][code] for code in sorted(found[name])},
@@ -161,6 +172,39 @@ def counts(db: sqlite3.Connection, now_ms: int) -> dict[str, QueueCounts]:
         )
         for name in sorted(found)
     }
+
+
+# One step in the index for each workflow, not for each of its jobs; then the jobs of those on the page.
+WORKFLOWS = """
+WITH RECURSIVE page (id) AS (
+    SELECT max(workflow) FROM jobs INDEXED BY of_workflow WHERE workflow IS NOT NULL AND (?1 IS NULL OR workflow < ?1)
+    UNION ALL
+    SELECT (SELECT max(workflow) FROM jobs INDEXED BY of_workflow WHERE workflow IS NOT NULL AND workflow < page.id)
+    FROM page WHERE page.id IS NOT NULL LIMIT ?2
+)
+SELECT page.id, j.state, count(*), min(j.created_at_ms)
+FROM page CROSS JOIN jobs AS j INDEXED BY of_workflow ON j.workflow = page.id
+WHERE page.id IS NOT NULL GROUP BY page.id, j.state
+"""
+
+
+def workflows(db: sqlite3.Connection, limit: int, before: str | None) -> list[WorkflowCounts]:
+    """Count the jobs of workflows by state, newest id first."""
+    if limit <= 0:
+        return []
+    found: dict[str, dict[int, int]] = {}
+    created: dict[str, int] = {}
+    for name, code, count, created_at_ms in db.execute(WORKFLOWS, (before, limit)).fetchall():
+        found.setdefault(name, {})[code] = count
+        created[name] = min(created_at_ms, created.get(name, created_at_ms))
+    return [
+        WorkflowCounts(
+            id=name,
+            states={STATES[code]: found[name][code] for code in sorted(found[name])},
+            created_at_ms=created[name],
+        )
+        for name in sorted(found, reverse=True)
+    ]
 
 
 _WORKERS = f"""

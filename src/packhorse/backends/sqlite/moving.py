@@ -1,122 +1,27 @@
-"""Enqueue and settle, inside a transaction: a shortcut for what is plain, and the way for everything else."""
+"""Settle, inside a transaction: a shortcut for what is plain, and the way for everything else."""
 
 # ruff: noqa: S608  # statements are made of constants of this package; all that comes from outside is a parameter
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ...errors import UniqueConflict
-from ...job import TERMINAL, JobSpec, State
-from ..base import DUE_TOPIC, Enqueued, Settlement, Verdict, add_error, job_topic, landing, queue_topic
+from ...job import TERMINAL, State
+from ..base import DUE_TOPIC, Settlement, Verdict, add_error, job_topic, landing, queue_topic
+from . import families
+from .adding import add
 from .ops import Redo, Transaction
-from .rows import (
-    CODES,
-    RUNNING,
-    SUCCEEDED,
-    Row,
-    add_to_errors,
-    insert,
-    insert_chunks,
-    load_by_id,
-    save,
-    to_json,
-)
-
-# ---- enqueue -----------------------------------------------------------------------------------------------
-
-
-def enqueue_many(tx: Transaction, calls: list[Sequence[JobSpec]]) -> list[Any]:
-    """Store the jobs of several calls, neighbours without unique keys as if they were one. Redo if an id is taken."""
-    answers: list[Any] = []
-    plain: list[JobSpec] = []
-    for specs in calls:
-        if not any(spec.unique is not None for spec in specs):
-            plain += specs
-            answers.append([Enqueued(spec.id, True) for spec in specs])
-            continue
-        _insert_plain(tx, plain)
-        plain = []
-        try:
-            answers.append(enqueue(tx, specs))
-        except UniqueConflict as conflict:  # raised before anything of the call was written
-            answers.append(conflict)
-    _insert_plain(tx, plain)
-    return answers
-
-
-def _insert_plain(tx: Transaction, specs: list[JobSpec]) -> None:
-    try:
-        insert(tx, specs)
-    except sqlite3.IntegrityError as error:
-        raise Redo from error
-    _ring_new(tx, specs)
-
-
-def enqueue(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
-    """Store the jobs of one call, all or none; raises UniqueConflict before anything is written."""
-    return add(tx, specs, refuse=True)
-
-
-def add(tx: Transaction, specs: Sequence[JobSpec], *, refuse: bool) -> list[Enqueued]:
-    """Store what is not there yet. We hold the write lock, so what is looked up first stays true."""
-    ids = to_json([spec.id for spec in specs]).decode()
-    known = {
-        job_id
-        for (job_id,) in tx.db.execute("SELECT id FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (ids,))
-    }
-    holders = find_holders(tx.db, [(spec.queue, spec.unique.key) for spec in specs if spec.unique is not None])
-    fresh: list[JobSpec] = []
-    answers: list[Enqueued] = []
-    for spec in specs:
-        if spec.id in known:
-            answers.append(Enqueued(spec.id, False))
-            continue
-        if spec.unique is not None:
-            slot = (spec.queue, spec.unique.key)
-            holder = holders.setdefault(slot, spec.id)
-            if holder != spec.id:
-                if refuse and spec.unique.on_conflict == "refuse":
-                    raise UniqueConflict(spec.unique.key, holder)
-                answers.append(Enqueued(holder, False))
-                continue
-        known.add(spec.id)
-        fresh.append(spec)
-        answers.append(Enqueued(spec.id, True))
-    insert(tx, fresh)
-    _ring_new(tx, specs)
-    return answers
-
-
-def find_holders(db: sqlite3.Connection, slots: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Answer which live job holds each of `slots`, pairs of queue and unique key."""
-    if not slots:
-        return {}
-    found = db.execute(
-        "SELECT j.queue, j.unique_key, j.id FROM json_each(?) AS m CROSS JOIN jobs AS j INDEXED BY held_keys "
-        "ON j.queue = m.value ->> 0 AND j.unique_key = m.value ->> 1 "
-        "WHERE j.unique_key IS NOT NULL AND j.state < 5",
-        (to_json(slots).decode(),),
-    )
-    return {(queue, key): job_id for queue, key, job_id in found}
-
-
-def _ring_new(tx: Transaction, specs: Iterable[JobSpec]) -> None:
-    for spec in specs:
-        tx.topics.add(f"queue:{spec.queue}")
-        if spec.delay_ms > 0:
-            tx.topics.add(DUE_TOPIC)
-
-
-# ---- settle ------------------------------------------------------------------------------------------------
+from .rows import CODES, RUNNING, SUCCEEDED, Row, add_to_errors, insert_chunks, load_by_id, save, to_json
 
 # By id, never through the index of running jobs, which one worker may fill.
 _SUCCEED = f"""
 UPDATE jobs INDEXED BY sqlite_autoindex_jobs_1
 SET state = {SUCCEEDED}, finished_at_ms = ?, worker = NULL, token = NULL, parked_at_ms = NULL
 WHERE id IN (SELECT value FROM json_each(?)) AND state = {RUNNING} AND token = ?
+"""
+
+WITH_CHILDREN = """
+SELECT j.seq FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value WHERE j.children = 1
 """
 
 
@@ -139,6 +44,7 @@ def settle_many(tx: Transaction, calls: list[Sequence[Settlement]]) -> list[list
     if len({one.id for settlements in calls for one in settlements}) < total or (other and len(calls) > 1):
         raise Redo  # in the order of the calls, for the first of two settlements counts
     _succeed(tx, plain)
+    families.serve(tx)
     if not other:
         return [[Verdict.APPLIED] * len(settlements) for settlements in calls]
     verdicts = iter(settle(tx, other))
@@ -168,6 +74,7 @@ def _succeed(tx: Transaction, plain: list[Settlement]) -> None:
         number = read_token(token)
         if number is None:
             raise Redo
+        tx.settles = True
         if tx.db.execute(_SUCCEED, (tx.now_ms, to_json(ids).decode(), number)).rowcount != len(ids):
             raise Redo
     # Errors of earlier attempts and progress may be there: only the result is written over.
@@ -178,6 +85,9 @@ def _succeed(tx: Transaction, plain: list[Settlement]) -> None:
         places="((SELECT seq FROM jobs WHERE id = ?), ?)",
     )
     tx.pages += sum(len(result) for _, result in results) // 4_096
+    if tx.families and plain:
+        settled = to_json([settlement.id for settlement in plain]).decode()
+        tx.ended += [seq for (seq,) in tx.db.execute(WITH_CHILDREN, (settled,)).fetchall()]
 
 
 def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Verdict]:
@@ -194,13 +104,15 @@ def settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[Verdict]:
         verdicts.append(Verdict.APPLIED)
         if settlement.follow_ups:
             save(tx, rows.values())  # first, for it may free the unique key of a follow-up
-            add(tx, settlement.follow_ups, refuse=False)
+            add(tx, settlement.follow_ups)
     save(tx, rows.values())
+    families.serve(tx)
     return verdicts
 
 
 def _apply(tx: Transaction, row: Row, settlement: Settlement) -> None:
     row.let_go()
+    tx.settles = True
     if settlement.error is not None:
         add_to_errors(row, settlement.error, add_error)
     if settlement.refund:
@@ -217,5 +129,5 @@ def _apply(tx: Transaction, row: Row, settlement: Settlement) -> None:
         row.end(CODES[state], tx.now_ms)
         tx.topics.add(job_topic(row.id))
     else:
-        row.start_over(settlement.delay_ms, tx.now_ms)
+        row.start_over(settlement.delay_ms, tx)
         tx.topics.add(queue_topic(row.queue) if settlement.delay_ms <= 0 else DUE_TOPIC)

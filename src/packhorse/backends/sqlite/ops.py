@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import PackhorseError
+from .placing import QUEUES_WITH_LANES, Places
 
 #: Answer of a probe: there is something to write.
 WRITE = object()
@@ -18,17 +19,80 @@ class Redo(Exception):  # not an error: a sign to do the batch again, one by one
     """A shortcut for many items does not fit these; do them one by one."""
 
 
+class Hints:
+    """What a process has seen of its store lately, to save questions whose answer only rings bells."""
+
+    __slots__ = ("limits",)
+
+    def __init__(self) -> None:
+        self.limits = False  # some types have limits, or had them a moment ago
+
+
 class Transaction:
     """What an operation works with: the connection, the time, and what to tell whom after COMMIT."""
 
-    __slots__ = ("db", "new_token", "now_ms", "pages", "topics")
+    __slots__ = (
+        "_families",
+        "_places",
+        "db",
+        "ended",
+        "hints",
+        "lapses",
+        "new_token",
+        "now_ms",
+        "pages",
+        "settles",
+        "topics",
+    )
 
-    def __init__(self, db: sqlite3.Connection, now_ms: int, new_token: Callable[[], int]) -> None:
+    def __init__(self, db: sqlite3.Connection, now_ms: int, new_token: Callable[[], int], hints: Hints) -> None:
         self.db = db
         self.now_ms = now_ms
         self.new_token = new_token
         self.topics: set[str] = set()
         self.pages = 0  # that this wrote, roughly, beyond what its items say
+        self.hints = hints
+        self.settles = False  # running jobs were settled,
+        self.lapses = False  # or taken from their worker: limits may let others start
+        self.ended: list[int] = []  # seqs of jobs that ended, whose children are to be told: families.serve
+        self._families: bool | None = None
+        self._places: Places | None = None
+
+    @property
+    def places(self) -> Places:
+        """Answer who says where jobs that become pending wait."""
+        if self._places is None:
+            self._places = Places(self.db)
+        return self._places
+
+    def next_op(self) -> None:
+        """Forget what the operation before may have changed: who is pending, and the limits."""
+        if self._places is not None:
+            self._places.forget()
+
+    def finish(self) -> None:
+        """Write down and find out what is only known at the end. Before COMMIT."""
+        if self._places is not None:
+            self._places.write()
+        if self.lapses or (self.settles and self.hints.limits):
+            self.topics.update(f"queue:{queue}" for (queue,) in self.db.execute(QUEUES_WITH_LANES))
+
+    @property
+    def families(self) -> bool:
+        """Tell whether any job has a parent: where none has, nothing is done about families."""
+        if self._families is None:
+            self._families = bool(self.db.execute("SELECT EXISTS (SELECT 1 FROM edges)").fetchone()[0])
+        return self._families
+
+    def join_families(self) -> None:
+        """From here on there are families."""
+        self._families = True
+
+    def roll_back(self, savepoint: str) -> None:
+        """Undo what was done since a savepoint, and forget what was learned since."""
+        self.db.execute(f"ROLLBACK TO {savepoint}")
+        self.ended.clear()
+        self._families = self._places = None
 
 
 class Op:

@@ -1,4 +1,4 @@
-"""Jobs read and written in bulk: one statement for any number of rows (why: engine.py).
+"""Jobs that move, read and written in bulk: one statement for any number of rows (why: engine.py).
 
 Rows travel as JSON, binary values as hex: SQLite writes one value, msgspec reads it in C. What is large
 is fetched on its own, so that no value grows past SQLite's limit of 1,000,000,000 bytes.
@@ -14,10 +14,15 @@ from typing import Any
 
 import msgspec
 
-from ...job import JobError, JobRecord, JobSpec, State, rank
+from ...job import JobError, State
 from .ops import Transaction
 
 WAITING, SCHEDULED, PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(1, 8)
+#: Added to the state of an ended job that was deleted before its children were told. Nobody sees such rows.
+BURIED = 3
+
+#: In the column `cancel`: somebody asked for it, or a parent of the job ended badly.
+ASKED, FOR_PARENT = 1, 2
 
 STATES = {
     WAITING: State.WAITING,
@@ -37,7 +42,7 @@ RESULT_TOGETHER_BYTES = 4_096
 ERRORS_TOGETHER_CHARS = 16_384
 
 to_json = msgspec.json.Encoder().encode
-_errors_from_json = msgspec.json.Decoder(tuple[JobError, ...]).decode
+errors_from_json = msgspec.json.Decoder(tuple[JobError, ...]).decode
 _tags_from_json = msgspec.json.Decoder(tuple[str, ...]).decode
 _meta_from_json = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -65,11 +70,16 @@ class Row(msgspec.Struct, array_like=True):
 
     seq: int
     id: str
+    type: str
+    key: str | None
     queue: str
     state: int
+    rank: int
+    lane: str | None
     attempt: int
     max_attempts: int
     priority: int
+    created_at_ms: int
     due_at_ms: int
     cancel: int
     worker: int | None
@@ -78,25 +88,41 @@ class Row(msgspec.Struct, array_like=True):
     finished_at_ms: int | None
     parked_at_ms: int | None
     unique_key: str | None
+    children: int  # as it was read; only families.py writes it
     errors: str | int | None
+    parents: int
+    waiting_for: int
+    after_failed: int
     # Not columns: what a save is to do, and what it checks.
     result: bytes | None = None
     was_state: int = 0
     was_token: int | None = None
     dirty: bool = False
     extras_dirty: bool = False  # result or errors changed
+    family_dirty: bool = False  # waiting_for changed
 
-    def start_over(self, delay_ms: int, now_ms: int) -> None:
-        """Make it run again: now, or in `delay_ms`."""
-        self.state = SCHEDULED if delay_ms > 0 else PENDING
-        self.due_at_ms = now_ms + max(0, delay_ms)
+    def start_over(self, delay_ms: int, tx: Transaction) -> None:
+        """Make it run, again or at last: now, or in `delay_ms`."""
+        self.due_at_ms = tx.now_ms + max(0, delay_ms)
         self.dirty = True
+        if delay_ms > 0:
+            self.state = SCHEDULED
+        else:
+            self.state = PENDING
+            self.rank, self.lane = tx.places.of(self.queue, self.type, self.key, self.priority, self.due_at_ms)
 
     def end(self, state: int, now_ms: int) -> None:
-        """Make it terminal; the unique key is free with the same write, for the index holds live jobs only."""
+        """Make it terminal. Then families.serve tells its children; nobody need free its key, see keys.py."""
         self.state = state
         self.finished_at_ms = now_ms
         self.dirty = True
+        self.wait_for(0)
+
+    def wait_for(self, parents: int) -> None:
+        """Note how many parents it waits for."""
+        if self.waiting_for != parents:
+            self.waiting_for = parents
+            self.dirty = self.family_dirty = True
 
     def let_go(self) -> None:
         """Take it from its worker: the token is void from here on."""
@@ -106,11 +132,14 @@ class Row(msgspec.Struct, array_like=True):
 
 _LOAD = f"""
 SELECT CAST(json_group_array(json_array(
-    j.seq, j.id, j.queue, j.state, j.attempt, j.max_attempts, j.priority, j.due_at_ms, j.cancel, j.worker, j.token,
-    j.started_at_ms, j.finished_at_ms, j.parked_at_ms, j.unique_key,
-    iif(length(e.errors) > {ERRORS_TOGETHER_CHARS}, 0, e.errors)
+    j.seq, j.id, j.type, j.key, j.queue, j.state, j.rank, j.lane, j.attempt, j.max_attempts,
+    j.priority, j.created_at_ms,
+    j.due_at_ms, j.cancel, j.worker, j.token, j.started_at_ms, j.finished_at_ms, j.parked_at_ms, j.unique_key,
+    j.children, iif(length(e.errors) > {ERRORS_TOGETHER_CHARS}, 0, e.errors),
+    coalesce(f.parents, 0), coalesce(f.waiting_for, 0), coalesce(f.after_failed, 0)
 )) AS BLOB)
 FROM json_each(?) AS wanted CROSS JOIN jobs AS j ON j.%s = wanted.value LEFT JOIN extras AS e ON e.seq = j.seq
+LEFT JOIN families AS f ON f.seq = j.seq
 """
 _LOAD_BY_SEQ = _LOAD % "seq"
 _LOAD_BY_ID = _LOAD % "id"
@@ -139,7 +168,7 @@ def _load(db: sqlite3.Connection, sql: str, wanted: str) -> list[Row]:
 
 def add_to_errors(row: Row, error: JobError, add: Any) -> None:
     """Add an error to the history of a row, by the rule `add` of the contract."""
-    old: tuple[JobError, ...] = _errors_from_json(row.errors) if isinstance(row.errors, str) else ()
+    old: tuple[JobError, ...] = errors_from_json(row.errors) if isinstance(row.errors, str) else ()
     row.errors = to_json(add(old, error)).decode()
     row.extras_dirty = True
 
@@ -150,9 +179,14 @@ UPDATE jobs NOT INDEXED
 SET queue = m.value ->> 3, state = m.value ->> 4, rank = m.value ->> 5, attempt = m.value ->> 6,
     max_attempts = m.value ->> 7, priority = m.value ->> 8, due_at_ms = m.value ->> 9, cancel = m.value ->> 10,
     worker = m.value ->> 11, token = m.value ->> 12, started_at_ms = m.value ->> 13, finished_at_ms = m.value ->> 14,
-    parked_at_ms = m.value ->> 15
+    parked_at_ms = m.value ->> 15, lane = m.value ->> 16
 FROM json_each(?) AS m
 WHERE jobs.seq = m.value ->> 0 AND jobs.state = m.value ->> 1 AND jobs.token IS m.value ->> 2
+"""
+
+
+_SAVE_FAMILIES = """
+UPDATE families SET waiting_for = m.value ->> 1 FROM json_each(?) AS m WHERE families.seq = m.value ->> 0
 """
 
 
@@ -168,7 +202,7 @@ def save(tx: Transaction, rows: Iterable[Row]) -> None:
             row.was_token,
             row.queue,
             row.state,
-            rank(row.due_at_ms, row.priority),
+            row.rank,
             row.attempt,
             row.max_attempts,
             row.priority,
@@ -179,14 +213,20 @@ def save(tx: Transaction, rows: Iterable[Row]) -> None:
             row.started_at_ms,
             row.finished_at_ms,
             row.parked_at_ms,
+            row.lane,
         )
         for row in dirty
     ]
     written = tx.db.execute(_SAVE, (to_json(moves).decode(),)).rowcount
     assert written == len(dirty), f"{written} of {len(dirty)} rows moved under the write lock"
     save_extras(tx, [(row.seq, row.result, row.errors) for row in dirty if row.extras_dirty])
+    families = [(row.seq, row.waiting_for) for row in dirty if row.family_dirty]
+    if families:
+        tx.db.execute(_SAVE_FAMILIES, (to_json(families).decode(),))
+    tx.ended += [row.seq for row in dirty if row.state >= SUCCEEDED > row.was_state]
     for row in dirty:
-        row.was_state, row.was_token, row.dirty, row.extras_dirty = row.state, row.token, False, False
+        row.was_state, row.was_token = row.state, row.token
+        row.dirty = row.extras_dirty = row.family_dirty = False
 
 
 def save_extras(tx: Transaction, extras: Sequence[tuple[int, bytes | None, Any]]) -> None:
@@ -198,14 +238,6 @@ def save_extras(tx: Transaction, extras: Sequence[tuple[int, bytes | None, Any]]
         extras,
     )
     tx.pages += sum(len(result or b"") + len(errors or "") for _, result, errors in extras) // 4_096
-
-
-def drop(tx: Transaction, seqs: Sequence[int]) -> None:
-    """Remove jobs and all that is kept of them."""
-    if seqs:
-        wanted = (numbers(seqs),)
-        for table in ("jobs", "extras", "payloads"):
-            tx.db.execute(f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))", wanted)
 
 
 _chunk_sql: dict[tuple[str, int], str] = {}
@@ -228,176 +260,3 @@ def insert_chunks(db: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]
                 statement = _chunk_sql[sql, size] = sql.format(",".join([row_places] * size))
             db.execute(statement, values)
             start += size
-
-
-# ---- new rows ----------------------------------------------------------------------------------------------
-
-_NEW = (
-    "INSERT INTO jobs (id, type, queue, state, rank, due_at_ms, created_at_ms, priority, max_attempts, timeout_ms, "
-    "payload) VALUES {}"
-)
-_NEW_WITH_ALL = (
-    "INSERT INTO jobs (id, type, queue, state, rank, due_at_ms, created_at_ms, priority, max_attempts, timeout_ms, "
-    "payload, key, tags, meta, unique_key, workflow, schedule, slot_at_ms) VALUES {}"
-)
-
-
-def insert(tx: Transaction, specs: Iterable[JobSpec]) -> None:
-    """Store new jobs; an id or unique key that is taken is an IntegrityError."""
-    plain: list[tuple[Any, ...]] = []
-    full: list[tuple[Any, ...]] = []
-    large: list[tuple[str, bytes]] = []
-    size = 0
-    now_ms = tx.now_ms
-    for spec in specs:
-        payload: bytes | None = spec.payload
-        assert payload is not None
-        size += len(payload)
-        if len(payload) > INLINE_BYTES:
-            large.append((spec.id, payload))
-            payload = None
-        due_at_ms = now_ms + max(0, spec.delay_ms)
-        head = (
-            spec.id,
-            spec.type,
-            spec.queue,
-            SCHEDULED if spec.delay_ms > 0 else PENDING,
-            rank(due_at_ms, spec.priority),
-            due_at_ms,
-            now_ms,
-            spec.priority,
-            spec.max_attempts,
-            spec.timeout_ms,
-            payload,
-        )
-        if _is_plain(spec) and not full:  # once one is not plain all are written as such, in their order
-            plain.append(head)
-        else:
-            full.append(head + _rest(spec))
-    insert_chunks(tx.db, _NEW, plain)
-    insert_chunks(tx.db, _NEW_WITH_ALL, full)
-    for job_id, payload in large:
-        tx.db.execute("INSERT INTO payloads SELECT seq, ? FROM jobs WHERE id = ?", (payload, job_id))
-    tx.pages += size // 4_096
-
-
-def _is_plain(spec: JobSpec) -> bool:
-    return (
-        spec.key is None
-        and not spec.tags
-        and spec.meta is None
-        and spec.unique is None
-        and spec.workflow is None
-        and spec.schedule is None
-        and spec.slot_at_ms is None
-    )
-
-
-def _rest(spec: JobSpec) -> tuple[Any, ...]:
-    return (
-        spec.key,
-        to_json(spec.tags).decode() if spec.tags else None,
-        to_json(spec.meta).decode() if spec.meta is not None else None,
-        spec.unique.key if spec.unique is not None else None,
-        spec.workflow,
-        spec.schedule,
-        spec.slot_at_ms,
-    )
-
-
-# ---- rows to look at ---------------------------------------------------------------------------------------
-
-
-class _Look(msgspec.Struct, array_like=True):
-    seq: int
-    id: str
-    type: str
-    queue: str
-    state: int
-    payload: str | None
-    priority: int
-    attempt: int
-    max_attempts: int
-    timeout_ms: int
-    created_at_ms: int
-    due_at_ms: int
-    started_at_ms: int | None
-    finished_at_ms: int | None
-    worker: str | None
-    key: str | None
-    tags: str | None
-    meta: str | None
-    unique: str | None
-    workflow: str | None
-    schedule: str | None
-    slot_at_ms: int | None
-    result: str | int | None
-    errors: str | int | None
-    progress: str | None
-    progress_note: str | None
-    cancel: int
-
-
-#: To be followed by a source `wanted` of seqs or ids and its join to `j`; ends with `RECORDS_JOIN`.
-RECORDS = f"""
-SELECT CAST(json_group_array(json_array(
-    j.seq, j.id, j.type, j.queue, j.state, iif(j.payload IS NULL, NULL, hex(j.payload)), j.priority, j.attempt,
-    j.max_attempts, j.timeout_ms, j.created_at_ms, j.due_at_ms, j.started_at_ms, j.finished_at_ms,
-    iif(j.worker IS NULL, NULL, coalesce(w.id, 'unknown')), j.key, j.tags, j.meta, j.unique_key, j.workflow,
-    j.schedule, j.slot_at_ms, iif(length(e.result) <= {RESULT_TOGETHER_BYTES}, hex(e.result), length(e.result)),
-    iif(length(e.errors) <= {ERRORS_TOGETHER_CHARS}, e.errors, length(e.errors)), e.progress, e.progress_note, j.cancel
-)) AS BLOB) FROM
-"""
-RECORDS_JOIN = " LEFT JOIN extras AS e ON e.seq = j.seq LEFT JOIN workers AS w ON w.no = j.worker"
-_decode_looks = msgspec.json.Decoder(list[_Look]).decode
-
-
-def read_records(db: sqlite3.Connection, sql: str, values: Any) -> list[tuple[int, JobRecord]]:
-    """Run a statement made of `RECORDS`; answers seq and record of each job, in no order."""
-    looks = _decode_looks(db.execute(sql, values).fetchone()[0])
-    return [(look.seq, _record(db, look)) for look in looks]
-
-
-def _record(db: sqlite3.Connection, look: _Look) -> JobRecord:
-    def apart(sql: str) -> Any:
-        found = db.execute(sql, (look.seq,)).fetchone()
-        return found[0] if found is not None else None
-
-    payload = look.payload
-    result, errors = look.result, look.errors
-    if isinstance(errors, int):
-        errors = apart("SELECT errors FROM extras WHERE seq = ?")
-    return JobRecord(
-        id=look.id,
-        type=look.type,
-        queue=look.queue,
-        state=STATES[look.state],
-        payload=bytes.fromhex(payload)
-        if payload is not None
-        else apart("SELECT payload FROM payloads WHERE seq = ?") or b"",
-        priority=look.priority,
-        attempt=look.attempt,
-        max_attempts=look.max_attempts,
-        timeout_ms=look.timeout_ms,
-        created_at_ms=look.created_at_ms,
-        due_at_ms=look.due_at_ms,
-        started_at_ms=look.started_at_ms,
-        finished_at_ms=look.finished_at_ms,
-        worker=look.worker,
-        key=look.key,
-        tags=read_tags(look.tags),
-        meta=read_meta(look.meta),
-        unique=look.unique,
-        workflow=look.workflow,
-        schedule=look.schedule,
-        slot_at_ms=look.slot_at_ms,
-        result=apart("SELECT result FROM extras WHERE seq = ?")
-        if isinstance(result, int)
-        else bytes.fromhex(result)
-        if result is not None
-        else None,
-        errors=_errors_from_json(errors) if isinstance(errors, str) else (),
-        progress=float(look.progress) if look.progress is not None else None,
-        progress_note=look.progress_note,
-        cancel_requested=bool(look.cancel),
-    )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from ..base import DUE_TOPIC, QueueChange, Rerun, Steered, job_topic, queue_topic, worker_topic
-from .moving import find_holders
+from ..base import QueueChange, Rerun, Steered, job_topic, queue_topic, worker_topic
+from . import families, keys
+from .dropping import drop
+from .keys import Slot
 from .ops import Transaction
-from .rows import CANCELLED, INLINE_BYTES, RUNNING, SUCCEEDED, Row, drop, load_by_id, numbers, save
+from .reviving import revive
+from .rows import ASKED, CANCELLED, FOR_PARENT, INLINE_BYTES, RUNNING, SUCCEEDED, Row, load_by_id, numbers, save
 
 
 def cancel(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
@@ -23,7 +26,7 @@ def cancel(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
         elif row.state >= SUCCEEDED:
             answers.append(Steered.ENDED)
         else:
-            row.cancel = 1
+            row.cancel = ASKED
             row.dirty = True
             if row.state == RUNNING:
                 running.append(row)
@@ -33,6 +36,7 @@ def cancel(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
                 tx.topics.add(job_topic(job_id))
                 answers.append(Steered.DONE)
     save(tx, rows.values())
+    families.serve(tx)
     if running:
         wanted = numbers({row.worker for row in running if row.worker is not None})
         found = tx.db.execute("SELECT id FROM workers WHERE no IN (SELECT value FROM json_each(?))", (wanted,))
@@ -41,59 +45,108 @@ def cancel(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
 
 
 def rerun(tx: Transaction, reruns: Sequence[Rerun]) -> list[Steered]:
-    """Start ended jobs over, with the edits asked for."""
-    rows = load_by_id(tx.db, [request.id for request in reruns])
-    slots = [
-        slot
-        for request in reruns
-        if (row := rows.get(request.id)) is not None and (slot := _slot(row, request)) is not None
-    ]
-    holders = find_holders(tx.db, slots)
-    answers = []
-    started: list[int] = []
-    for request in reruns:
-        row = rows.get(request.id)
-        if row is None:
-            answers.append(Steered.MISSING)
-        elif row.state < SUCCEEDED:
-            answers.append(Steered.LIVE)
-        elif (slot := _slot(row, request)) is not None and slot in holders:
-            answers.append(Steered.CONFLICT)
-        else:
-            if slot is not None:
-                holders[slot] = row.id
-            _start_over(tx, row, request)
-            started.append(row.seq)
-            answers.append(Steered.DONE)
-    save(tx, rows.values())
-    if started:
-        tx.db.execute(
-            "UPDATE extras SET result = NULL, progress = NULL, progress_note = NULL "
-            "WHERE seq IN (SELECT value FROM json_each(?))",
-            (numbers(started),),
-        )
+    """Start ended jobs over, with the edits asked for, as if one came after the other."""
+    answers: list[Steered] = []
+    while len(answers) < len(reruns):
+        answers += _Reruns(tx, reruns[len(answers) :]).carry_out()
     return answers
 
 
-def _slot(row: Row, request: Rerun) -> tuple[str, str] | None:
+class _Reruns:
+    """Reruns done together: up to the first that may depend on what one before it does to its family."""
+
+    def __init__(self, tx: Transaction, reruns: Sequence[Rerun]) -> None:
+        self.tx = tx
+        self.reruns = reruns
+        self.rows = load_by_id(tx.db, [request.id for request in reruns])
+        slots = [
+            slot
+            for request in reruns
+            if (row := self.rows.get(request.id)) is not None and (slot := _slot(row, request)) is not None
+        ]
+        self.holders = keys.find_holders(tx.db, slots, tx.now_ms)
+        self.taken: set[Slot] = set()
+        self.ties = families.look_at(tx, [row.seq for row in self.rows.values() if row.parents])
+        self.started: list[Row] = []
+
+    def carry_out(self) -> list[Steered]:
+        """Rerun as many as go together, at least one; answers what became of them."""
+        answers = []
+        for request in self.reruns:
+            row = self.rows.get(request.id)
+            if row is None:
+                answers.append(Steered.MISSING)
+                continue
+            if self._depends(row, _slot(row, request)):
+                break
+            answers.append(self._rerun(row, request))
+        self._write()
+        return answers
+
+    def _depends(self, row: Row, slot: Slot | None) -> bool:
+        if slot in self.taken:
+            return True
+        parents = {one.seq for one in self.started if one.children}
+        if not parents or not row.parents:
+            return False
+        return row.cancel == FOR_PARENT or not self.ties[row.seq].all.isdisjoint(parents)
+
+    def _rerun(self, row: Row, request: Rerun) -> Steered:
+        if row.state < SUCCEEDED:
+            return Steered.LIVE
+        slot = _slot(row, request)
+        if slot is not None:
+            if slot in self.holders and self.holders[slot].seq != row.seq:
+                return Steered.CONFLICT
+            self.taken.add(slot)
+        _edit(self.tx, row, request)
+        row.attempt = row.cancel = 0
+        row.started_at_ms = row.finished_at_ms = row.parked_at_ms = None
+        families.start_over(self.tx, row, request.delay_ms, self.ties.get(row.seq))
+        self.started.append(row)
+        return Steered.DONE
+
+    def _write(self) -> None:
+        tx, started = self.tx, self.started
+        if not started:
+            return
+        save(tx, started)
+        tx.db.execute(
+            "UPDATE extras SET result = NULL, progress = NULL, progress_note = NULL "
+            "WHERE seq IN (SELECT value FROM json_each(?))",
+            (numbers(row.seq for row in started),),
+        )
+        families.tie_again(tx, [self.ties[row.seq] for row in started if row.seq in self.ties])
+        keys.take(tx, [(row.queue, row.unique_key, row.id) for row in started if row.unique_key is not None])
+        parents = [row.seq for row in started if row.children]
+        if parents:
+            revive(tx, parents)
+
+
+def _slot(row: Row, request: Rerun) -> Slot | None:
     if row.unique_key is None:
         return None
     return (request.queue if request.queue is not None else row.queue, row.unique_key)
 
 
-def _start_over(tx: Transaction, row: Row, request: Rerun) -> None:
-    if request.queue is not None:
+def _edit(tx: Transaction, row: Row, request: Rerun) -> None:
+    if request.queue is not None and request.queue != row.queue:
+        if row.unique_key is not None:
+            keys.leave(tx, row.queue, row.unique_key, row.seq)
         row.queue = request.queue
     if request.priority is not None:
         row.priority = request.priority
     if request.max_attempts is not None:
         row.max_attempts = request.max_attempts
-    if request.payload is not None:
+    if request.payload is not None and request.payload != _read_payload(tx.db, row.seq):
         _write_payload(tx.db, row.seq, request.payload)
-    row.attempt = row.cancel = 0
-    row.started_at_ms = row.finished_at_ms = row.parked_at_ms = None
-    row.start_over(request.delay_ms, tx.now_ms)
-    tx.topics.add(queue_topic(row.queue) if request.delay_ms <= 0 else DUE_TOPIC)
+        tx.db.execute("DELETE FROM steps WHERE seq = ?", (row.seq,))
+
+
+def _read_payload(db: sqlite3.Connection, seq: int) -> bytes | None:
+    sql = "SELECT coalesce(j.payload, p.payload) FROM jobs AS j LEFT JOIN payloads AS p USING (seq) WHERE seq = ?"
+    payload: bytes | None = db.execute(sql, (seq,)).fetchone()[0]
+    return payload
 
 
 def _write_payload(db: sqlite3.Connection, seq: int, payload: bytes) -> None:
@@ -109,6 +162,7 @@ def delete(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
     """Remove jobs that do not run."""
     rows = load_by_id(tx.db, ids)
     gone: list[int] = []
+    buried: list[int] = []
     answers = []
     for job_id in ids:
         row = rows.get(job_id)
@@ -117,10 +171,15 @@ def delete(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
         elif row.state == RUNNING:
             answers.append(Steered.LIVE)
         else:
-            gone.append(rows.pop(job_id).seq)
+            del rows[job_id]
+            (buried if row.children == 1 else gone).append(row.seq)
             tx.topics.add(job_topic(job_id))
             answers.append(Steered.DONE)
     drop(tx, gone)
+    if buried:
+        keys.free(tx, buried)
+        families.bury(tx, buried)
+        families.serve(tx)
     return answers
 
 
@@ -128,9 +187,10 @@ def change_queues(tx: Transaction, changes: Sequence[QueueChange]) -> dict[str, 
     """Change settings of queues, then answer all."""
     for change in changes:
         tx.db.execute(
-            "INSERT INTO queues (name, paused) VALUES (?1, coalesce(?2, 0)) "
-            "ON CONFLICT (name) DO UPDATE SET paused = coalesce(?2, paused)",
-            (change.queue, change.paused),
+            "INSERT INTO queues (name, paused, capacity) VALUES (?1, coalesce(?2, 0), nullif(?3, 0)) "
+            "ON CONFLICT (name) DO UPDATE SET paused = coalesce(?2, paused), "
+            "capacity = iif(?3 IS NULL, capacity, nullif(?3, 0))",
+            (change.queue, change.paused, change.capacity),
         )
         tx.topics.add(queue_topic(change.queue))
     return read_queues(tx.db)
@@ -138,5 +198,5 @@ def change_queues(tx: Transaction, changes: Sequence[QueueChange]) -> dict[str, 
 
 def read_queues(db: sqlite3.Connection) -> dict[str, QueueChange]:
     """Answer the settings of all queues that have any."""
-    found = db.execute("SELECT name, paused FROM queues ORDER BY name")
-    return {name: QueueChange(queue=name, paused=bool(paused)) for name, paused in found}
+    found = db.execute("SELECT name, paused, capacity FROM queues ORDER BY name").fetchall()
+    return {name: QueueChange(queue=name, paused=bool(paused), capacity=capacity) for name, paused, capacity in found}

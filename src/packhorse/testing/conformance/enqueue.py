@@ -27,6 +27,7 @@ async def enqueue_keeps_every_field_of_a_spec(h: Harness) -> None:
         tags=("big", "png"),
         meta=_META,
         workflow="w-1",
+        node="resize",
         schedule="nightly",
         slot_at_ms=1_700_000_000_000,
     )

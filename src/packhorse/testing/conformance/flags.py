@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...backends.base import Limit, QueueChange, Schedule, Settlement
+from ...backends.base import Firing, Limit, Note, QueueChange, Schedule, ScheduleChange, Settlement, Verdict, WorkerInfo
 from ...errors import QueueFull, Unsupported
 from ...job import State, Unique
 from .case import case, equal, raises, true
@@ -61,20 +61,6 @@ async def dependencies_work_or_are_refused(h: Harness) -> None:
         equal(await h.state(child.id), state, "state of the child after one more parent")
 
 
-@case("B23", needs=("dependencies",))
-async def a_child_of_a_failed_parent_does_not_wait_for_ever(h: Harness) -> None:
-    for state in (State.FAILED, State.CANCELLED):
-        parent = h.spec(queue="parents")
-        cancelled = h.spec(after=(parent.id,))
-        goes_on = h.spec(after=(parent.id,), after_failed="continue")
-        await h.backend.enqueue([parent, cancelled, goes_on])
-        (job,) = await h.claim(1, "parents")
-        await h.settle(job, state)
-        equal(await h.state(cancelled.id), State.CANCELLED, f"child of a {state} parent")
-        equal(await h.state(goes_on.id), State.PENDING, f"child of a {state} parent that goes on")
-        await h.backend.cancel([goes_on.id])
-
-
 @case()
 async def follow_ups_of_what_is_denied_are_refused(h: Harness) -> None:
     if h.has("unique_windows"):
@@ -123,15 +109,54 @@ async def limits_work_or_are_refused(h: Harness) -> None:
 
 @case()
 async def schedules_work_or_are_refused(h: Harness) -> None:
-    schedule = Schedule(name="nightly", spec=h.spec(), every_ms=h.step_ms)
+    define = ScheduleChange(name="nightly", define=Schedule(name="nightly", spec=h.spec(), every_ms=h.step_ms))
     if not h.has("schedules"):
-        equal(await h.backend.schedules(), [], "schedules")
-        await _refused(h, "schedules", h.backend.schedules([schedule]))
+        equal((await h.backend.schedules(), await h.backend.fire([])), ([], []), "schedules, verdicts of nothing")
+        await _refused(h, "schedules", h.backend.schedules([define]))
+        firing = Firing(name="nightly", revision=1, done_ms=0, new_done_ms=1, next_ms=2, specs=(h.spec(),))
+        await _refused(h, "schedules", h.backend.fire([firing]))
         return
-    equal([each.name for each in await h.backend.schedules([schedule])], ["nightly"], "schedules")
-    await h.pass_time(2 * h.step_ms)
-    true(len(await h.all(type="work")) > 0, "no job was made")
-    equal(await h.backend.schedules([Schedule(name="nightly", spec=h.spec(), removed=True)]), [], "after removing")
+    (schedule,) = await h.backend.schedules([define])
+    equal(schedule.name, "nightly", "name")
+    equal([each.name for each in (await h.tick()).schedules], ["nightly"], "handed out to be planned")
+    firing = Firing(
+        name="nightly",
+        revision=schedule.revision,
+        done_ms=schedule.done_ms,
+        new_done_ms=schedule.done_ms + 1,
+        next_ms=schedule.done_ms + 10**7,
+        specs=(h.spec(),),
+    )
+    equal(await h.backend.fire([firing, firing]), [Verdict.APPLIED, Verdict.STALE], "verdicts")
+    equal(len(await h.claim(5)), 1, "jobs of the slot")
+    equal(await h.backend.schedules([ScheduleChange(name="nightly", removed=True)]), [], "after removing")
+
+
+@case()
+async def fair_turns_work_or_keys_are_alike(h: Harness) -> None:
+    specs = [h.spec(key=key) for key in "aaab"]
+    await h.backend.enqueue(specs)
+    keys = "".join(job.key or "-" for job in await h.claim(5))
+    equal(keys, "abaa" if h.has("fair") else "aaab", "keys in the order of their starts")
+
+
+@case()
+async def steps_work_or_are_refused(h: Harness) -> None:
+    job = await h.start()
+    call = h.backend.heartbeat(WorkerInfo(id="w1"), h.lease_ms, [Note(id=job.id, token=job.token, step="charge")])
+    if not h.has("steps"):
+        equal((await raises(Unsupported, call, "what needs 'steps'")).flag, "steps", "flag")
+        equal((await h.record(job.id)).steps, None, "steps")
+        return
+    await call
+    equal((await h.record(job.id)).steps, {"charge": b"null"}, "steps")
+
+
+@case()
+async def workflows_work_or_there_are_none(h: Harness) -> None:
+    await h.enqueue(2, workflow="w-1")
+    names = [each.id for each in await h.backend.workflows()]
+    equal(names, ["w-1"] if h.has("dependencies") else [], "workflows")
 
 
 @case()

@@ -11,8 +11,10 @@ from ...backends.base import (
     Backend,
     Enqueued,
     Keep,
+    Limit,
     Query,
     QueueChange,
+    ScheduleChange,
     Settlement,
     Ticked,
     Verdict,
@@ -257,5 +259,11 @@ class SharedHarness(Harness):
                 await backend.retire(worker, "end of a conformance case")
             await backend.tick(BATCH_MAX, FOREVER)
             await backend.delete([job.id for job in jobs])
-        paused = [change.queue for change in (await backend.queues()).values() if change.paused]
-        await backend.queues([QueueChange(queue=queue, paused=False) for queue in paused])
+        for change in (await backend.queues()).values():
+            await backend.queues([QueueChange(queue=change.queue, paused=False)])
+            if change.capacity:
+                await backend.queues([QueueChange(queue=change.queue, capacity=0)])
+        for limit in await backend.limits():
+            await backend.limits([Limit(type=limit.type, key=limit.key, cleared=True)])
+        for schedule in await backend.schedules():
+            await backend.schedules([ScheduleChange(name=schedule.name, removed=True)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
+
 from ...backends.base import BATCH_MAX, Query, QueueChange
 from ...errors import InvalidOption
 from ...job import TERMINAL, State
@@ -67,6 +69,39 @@ async def find_filters_by_each_field(h: Harness) -> None:
         ({}, {plain, queue, type_, tags, key}),
     ):
         equal({job.id for job in await h.all(**query)}, wanted, f"found by {query}")
+
+
+@case()
+async def find_filters_by_workflow_and_schedule(h: Harness) -> None:
+    await h.add()
+    first = await h.enqueue(2, workflow="w-1", schedule="nightly")
+    second = await h.enqueue(3, workflow="w-2")
+    third = await h.enqueue(2, schedule="hourly")
+    for query, wanted in (
+        ({"workflow": "w-1"}, first),
+        ({"workflow": "w-2"}, second),
+        ({"workflow": "w"}, []),
+        ({"schedule": "nightly"}, first),
+        ({"schedule": "hourly"}, third),
+        ({"workflow": "w-1", "schedule": "nightly"}, first),
+        ({"workflow": "w-2", "schedule": "nightly"}, []),
+        ({"workflow": "w-2", "states": (State.PENDING,), "queue": "default"}, second),
+        ({"workflow": "w-2", "states": (State.FAILED,)}, []),
+    ):
+        for limit in (1, 100):
+            equal({job.id for job in await h.all(limit=limit, **query)}, set(wanted), f"found by {query}")
+
+
+@case()
+async def a_brief_page_leaves_out_what_may_be_large(h: Harness) -> None:
+    job = await h.start(payload=b"[1]", tags=("t",), meta={"m": "1"}, key="k", workflow="w")
+    await h.settle(job, result=b'"done"', error=h.error())
+    (whole,) = await h.all()
+    equal((whole.payload, whole.result), (b"[1]", b'"done"'), "payload and result of a whole page")
+    (brief,) = await h.all(brief=True)
+    equal((brief.payload, brief.result), (b"", None), "payload and result of a brief page")
+    equal(msgspec.structs.replace(brief, payload=b"[1]", result=b'"done"'), whole, "all else")
+    equal((await h.record(job.id)).payload, b"[1]", "payload afterwards")
 
 
 @case()

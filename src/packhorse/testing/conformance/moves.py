@@ -56,33 +56,76 @@ async def _lapse(h: Harness, job_id: str, token: str) -> None:
     await h.backend.retire("w1", "pushed")
 
 
+async def _parents_of(h: Harness, job_id: str) -> list[str]:
+    record = (await h.backend.get([job_id]))[0]
+    return list(record.after) if record is not None else []
+
+
+async def _end_parents(h: Harness, job_id: str, state: State) -> None:
+    for parent in await _parents_of(h, job_id):
+        for job in await h.claim(1, "parents", worker="parental"):
+            equal(job.id, parent, "parent that started")
+            await h.settle(job, state)
+
+
+async def _free(h: Harness, job_id: str, token: str) -> None:
+    await _end_parents(h, job_id, State.SUCCEEDED)
+
+
+async def _fail_parents(h: Harness, job_id: str, token: str) -> None:
+    await _end_parents(h, job_id, State.FAILED)
+
+
+async def _rerun_with_parents(h: Harness, job_id: str, token: str) -> None:
+    await h.backend.rerun([Rerun(id=each) for each in [*await _parents_of(h, job_id), job_id]])
+
+
+async def _again_waiting(h: Harness, job_id: str, token: str) -> None:
+    if h.has("dependencies"):
+        await h.backend.enqueue([h.spec(id=job_id, after=(await h.add(queue="more parents"),))])
+
+
 #: Everything that can be tried to bring a job into a state.
 PUSHES: dict[State, tuple[Push, ...]] = {
-    State.WAITING: (_again,),
-    State.SCHEDULED: (_settle(State.SCHEDULED), _rerun_later, _again_later),
-    State.PENDING: (_settle(State.PENDING), _promote, _rerun, _again, _lapse),
+    State.WAITING: (_again, _again_waiting, _rerun_with_parents),
+    State.SCHEDULED: (_settle(State.SCHEDULED), _rerun_later, _again_later, _free),
+    State.PENDING: (_settle(State.PENDING), _promote, _rerun, _again, _lapse, _free),
     State.RUNNING: (_claim,),
     State.SUCCEEDED: (_settle(State.SUCCEEDED),),
     State.FAILED: (_settle(State.FAILED), _lapse),
-    State.CANCELLED: (_settle(State.CANCELLED), _cancel),
+    State.CANCELLED: (_settle(State.CANCELLED), _cancel, _fail_parents),
 }
 
 
-async def _put(h: Harness, state: State) -> tuple[str, str]:
-    """Bring a job into `state`; a scheduled one is due soon, so that it can be promoted."""
-    fields = {"delay_ms": 60_000 if h.clock is not None else h.step_ms} if state is State.SCHEDULED else {}
-    return await h.put(state, max_attempts=9, **fields)
+async def _put(h: Harness, source: State, target: State) -> tuple[str, str]:
+    """Bring a job into `source`, such that there is a way to `target` if the table has one.
+
+    A scheduled one is due soon, so that it can be promoted. To wait again it needs a parent, and to be scheduled when
+    that ends a delay.
+    """
+    fields: dict[str, object] = {"max_attempts": 9}
+    if source is State.SCHEDULED or (source, target) == (State.WAITING, State.SCHEDULED):
+        fields["delay_ms"] = 60_000 if h.clock is not None else h.step_ms
+    if target is State.WAITING and h.has("dependencies"):
+        parent, _ = await h.put(State.SUCCEEDED, queue="parents")
+        fields["after"] = (parent,)
+    return await h.put(source, **fields)
+
+
+async def _clean_up(h: Harness, job_id: str) -> None:
+    """Leave nothing that a later push could take for its own."""
+    await h.backend.retire("w1", "end of the push")
+    await h.backend.cancel([job_id, *await _parents_of(h, job_id)])
 
 
 def _may(source: State, target: State) -> Case:
     async def body(h: Harness) -> None:
         reached = set()
         for push in PUSHES[target]:
-            job_id, token = await _put(h, source)
+            job_id, token = await _put(h, source, target)
             await push(h, job_id, token)
             reached.add(await h.state(job_id))
-            await h.backend.cancel([job_id])
-            await h.backend.retire("w1", "end of the push")
+            await _clean_up(h, job_id)
         equal(target in reached, True, f"a {source} job that was pushed got to {reached}, to {target}")
 
     needs = ("dependencies",) if State.WAITING in {source, target} else ()
@@ -92,15 +135,14 @@ def _may(source: State, target: State) -> Case:
 def _never(source: State, target: State) -> Case:
     async def body(h: Harness) -> None:
         for push in PUSHES[target]:
-            job_id, token = await _put(h, source)
+            job_id, token = await _put(h, source, target)
             before = await h.record(job_id)
             await push(h, job_id, token)
             after = await h.record(job_id)
             if after.state is not source and after.state in TRANSITIONS[source]:
                 after = before  # the push took a move that is allowed, just not to `target`
             equal(after, before, f"a {source} job that was pushed to {target}")
-            await h.backend.retire("w1", "end of the push")
-            await h.backend.cancel([job_id])
+            await _clean_up(h, job_id)
 
     needs = ("dependencies",) if source is State.WAITING else ()
     return Case("moves", f"a_{source}_job_never_becomes_{target}", body, (), needs)

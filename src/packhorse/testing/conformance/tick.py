@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from ...backends.base import BATCH_MAX, Backend, Keep, Rerun, Settlement, Ticked, Verdict, WorkerInfo
 from ...job import State, Unique
 from .case import case, equal, true
 from .harness import FOREVER, Harness
+
+
+def _moved(ticked: Ticked) -> Ticked:
+    """Answer what a tick did, without the time it was."""
+    return msgspec.structs.replace(ticked, now_ms=0)
+
 
 # ---- due -------------------------------------------------------------------------------------------------
 
 
 @case()
 async def a_tick_of_nothing_moves_nothing(h: Harness) -> None:
-    equal(await h.tick(), Ticked(), "answer on an empty store")
+    equal(_moved(await h.tick()), Ticked(), "answer on an empty store")
     await h.add()
     await h.start(queue="other")
-    equal(await h.tick(), Ticked(), "answer with a pending and a running job")
+    equal(_moved(await h.tick()), Ticked(), "answer with a pending and a running job")
 
 
 @case()

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 from ...app import Packhorse
 from ...backends.base import Backend
-from ...chance import Chance
 from ...context import Context
 from ...job import JobSpec
 from ...outcome import Cancel, Fail, Retry, Snooze
 from .ledger import Ledger, Run, Violation
-
-#: kind of plan → how often it is drawn.
-KINDS = {
-    "ok": 10, "nap": 14, "yields": 3, "flaky": 8, "hopeless": 2, "retry": 3, "snooze": 3, "fail": 2, "cancel": 2,
-    "long": 5, "deaf": 2, "deaf-ok": 2, "tidy": 3, "spawn": 4, "send": 3, "endless": 2, "block": 3, "progress": 3,
-    "exit": 1, "cancelled": 1,
-}  # fmt: skip
-_DRAWN = [kind for kind, weight in KINDS.items() for _ in range(weight)]
+from .work import METERED, STEPS, TENANT
 
 
 class Boom(Exception):
@@ -46,6 +39,10 @@ class Life(Protocol):
     def app(self) -> Packhorse:
         """The process's app."""
 
+    @property
+    def chains(self) -> bool:
+        """Whether follow-ups have follow-ups that wait for them."""
+
     def freeze_self(self, ms: int) -> None:
         """Block the whole process, as `time.sleep` in a handler does."""
 
@@ -57,19 +54,6 @@ class Life(Protocol):
 
     def report(self, violation: Violation) -> None:
         """Stop the world: the promise was broken."""
-
-
-def draw_plan(chance: Chance, lease_ms: int, kind: str = "") -> dict[str, Any]:
-    """Draw what a job will do: its kind and durations, ms."""
-    kind = kind or chance.choice(_DRAWN)
-    plan: dict[str, Any] = {"kind": kind, "ms": 1 + chance.below(600), "times": 1 + chance.below(2)}
-    if kind == "long":
-        plan["ms"] = lease_ms + chance.below(lease_ms)
-    elif kind in {"deaf", "deaf-ok"}:
-        plan["ms"] = 800 + chance.below(lease_ms)
-    elif kind == "block":
-        plan["ms"] = 1 + chance.below(lease_ms * 3 // 2)
-    return plan
 
 
 class Stage:
@@ -93,6 +77,8 @@ class Stage:
 
         task("work")(work)
         task("plain")(plain)
+        task(METERED)(work)
+        task(TENANT)(work)
         if self.rare:
             task("rare")(work)
 
@@ -168,6 +154,8 @@ async def _follow(life: Life, plan: dict[str, Any], run: Run, ctx: Context | Non
             await asyncio.sleep(seconds / 4)
     elif kind in {"spawn", "send"} and ctx is not None:
         await _enqueue_more(life, kind, seconds, run, ctx)
+    elif kind == STEPS and ctx is not None:
+        await _do_steps(life, plan, run, ctx)
     elif kind != "retry" or plan["ms"] % 2:
         await asyncio.sleep(seconds)
     _raise_by_plan(kind, early, seconds, run)
@@ -204,9 +192,38 @@ async def _ignore_cancellation(seconds: float) -> None:
 async def _enqueue_more(life: Life, kind: str, seconds: float, run: Run, ctx: Context) -> None:
     payload, options = life.make_follow_up()
     if kind == "spawn":
-        life.ledger.wants(run, ctx.then("work", payload, **options))
+        first = ctx.then("work", payload, **options)
+        life.ledger.wants(run, first)
+        if life.chains:
+            payload, options = life.make_follow_up()
+            life.ledger.wants(run, ctx.then("work", payload, after=[first], **options))
         await asyncio.sleep(seconds)
         return
     spec: JobSpec = life.app.spec("work", payload, options)
     answers = await life.backend.enqueue([spec])  # raises Unavailable: then the run fails and is tried again
     life.acknowledged(answers[0].id)
+
+
+async def _do_steps(life: Life, plan: dict[str, Any], run: Run, ctx: Context) -> None:
+    """Do durable steps, some of which fail or take their time."""
+    for number in range(1 + plan["ms"] % 4):
+        name = f"step{number}"
+
+        async def do(name: str = name) -> str:
+            _checked(life, life.ledger.begin_step, run, name)
+            if plan["ms"] % 3:
+                await asyncio.sleep(plan["ms"] / 2000)
+            return f"{name} of run {run.number}"
+
+        value = await ctx.step(name, do)
+        _checked(life, life.ledger.end_step, run, name, value)
+        if number == plan["ms"] % 3 and life.ledger.nth(run) <= plan["times"]:
+            raise Boom("after a step")
+
+
+def _checked(life: Life, check: Callable[..., None], *args: Any) -> None:
+    try:
+        check(*args)
+    except Violation as violation:
+        life.report(violation)
+        raise

@@ -12,12 +12,14 @@ from typing import Any
 
 from ...backends.base import WorkerInfo
 from ...chance import Chance
+from ...job import Unique
 from ...worker.engine import Engine
 from ...worker.options import WorkerOptions
-from .handlers import Stage, Stages, draw_plan
+from .handlers import Stage, Stages
 from .ledger import Ledger, Violation
 from .loop import US_PER_MS, Kernel, SimLoop
 from .network import Network
+from .work import draw_plan
 
 #: Where the simulated wall clocks start: 2023-11-14, an instant like any other.
 _WALL_MS = 1_700_000_000_000
@@ -54,6 +56,7 @@ class Life:
         self.app.chance = machine.fork_chance()
         self.engine: Engine | None = None
         self.stop_wanted: asyncio.Future[int] = self.loop.create_future()
+        self.started_us = machine.kernel.now_us
         self.stop_us: int | None = None  # when it was told to stop
         self.ended_us: int | None = None  # when it ended, in whatever way
         self.stopped = False  # it ended in good order
@@ -86,13 +89,24 @@ class Life:
         plan = draw_plan(self.app.chance, self.machine.options.lease_ms)
         if plan["kind"] in {"spawn", "send", "long", "endless"}:
             plan["kind"] = "nap"
-        options = {
-            "queue": self.app.chance.choice(self.machine.options.queues),
-            "max_attempts": 1 + self.app.chance.below(3),
-            "delay": self.app.chance.choice((0, 0, 0.2)),
+        chance, features = self.app.chance, self.machine.features
+        options: dict[str, Any] = {
+            "queue": chance.choice(self.machine.options.queues),
+            "max_attempts": 1 + chance.below(3),
+            "delay": chance.choice((0, 0, 0.2)),
             "meta": {"kind": plan["kind"]},
         }
+        if "windows" in features and chance.happens(0.5):
+            on_conflict = chance.choice(("existing", "replace"))
+            options["unique"] = Unique(key=chance.choice("uvw"), on_conflict=on_conflict)
+        if "keys" in features:
+            options["key"] = chance.choice("xyz")
         return {"plan": plan}, options
+
+    @property
+    def chains(self) -> bool:
+        """Whether follow-ups have follow-ups that wait for them."""
+        return "workflows" in self.machine.features
 
     def acknowledged(self, job_id: str) -> None:
         """Note that the enqueue of a job was answered."""
@@ -119,8 +133,10 @@ class Machine:
         report: Callable[[Violation], None],
         *,
         rare: bool,
+        features: frozenset[str] = frozenset(),
     ) -> None:
         self.name = name
+        self.features = features
         self.kernel = kernel
         self.network = network
         self.ledger = ledger
@@ -194,6 +210,16 @@ class Machine:
         life.backend.excuse(self.kernel.now_us + ms * US_PER_MS)
         self.network.loop.call_in(ms * US_PER_MS, life.loop.thaw, ms * US_PER_MS if suspend else 0)
         return True
+
+    def calm(self, for_ms: int) -> bool:
+        """Answer whether its process has been well for so long: it ticks."""
+        life, since_us = self.life, self.kernel.now_us - for_ms * US_PER_MS
+        return (
+            life is not None
+            and not life.loop.frozen
+            and life.stop_us is None
+            and max(life.started_us, life.backend.excused_until_us) < since_us
+        )
 
     def find(self, worker: str) -> Life:
         """Answer one of this machine's lives."""

@@ -18,7 +18,9 @@ import msgspec
 from ...backends.base import (
     Backend,
     Enqueued,
+    Firing,
     Keep,
+    Limit,
     Note,
     Page,
     Pulse,
@@ -26,16 +28,19 @@ from ...backends.base import (
     QueueChange,
     QueueCounts,
     Rerun,
+    Schedule,
+    ScheduleChange,
     Settlement,
     Steered,
     Ticked,
     Verdict,
     WorkerInfo,
+    WorkflowCounts,
 )
 from ...backends.bells import Bell, Bells
 from ...backends.memory import MemoryBackend
 from ...chance import Chance
-from ...errors import PackhorseError, Unavailable
+from ...errors import PackhorseError, Unavailable, Unsupported
 from ...job import Claimed, JobRecord, JobSpec
 from .loop import US_PER_MS, SimLoop
 
@@ -87,7 +92,7 @@ class Ambush(msgspec.Struct, frozen=True):
     strike: Callable[[], object]
 
 
-#: Told of every call that was done: verb, arguments, answer, and who called.
+#: Told of every call that was done: verb, arguments, answer or the error it was refused with, and who called.
 Witness = Callable[["Wire", str, tuple[Any, ...], Any], None]
 
 
@@ -193,10 +198,9 @@ class Network:
             self.loop.call_in(pause_ms * US_PER_MS, self._step, call, work)
 
     def _done(self, call: Call, answer: Any, error: PackhorseError | None) -> None:
-        if error is None:
-            self._witness(call.wire, call.verb, call.args, answer)
-            if self._ambushes:
-                self._spring(call, "done")
+        self._witness(call.wire, call.verb, call.args, answer if error is None else error)
+        if self._ambushes and error is None:
+            self._spring(call, "done")
         if call.lost_reply:
             if self._chance.happens(0.5):
                 self.loop.call_in(self._delay_us(call.wire), self._answer, call, None, _unavailable("connection reset"))
@@ -339,6 +343,10 @@ class Wire(Backend):
         ticked: Ticked = await self._call("tick", limit, keep)
         return ticked
 
+    async def fire(self, firings: Sequence[Firing]) -> list[Verdict]:
+        verdicts: list[Verdict] = await self._call("fire", list(firings))
+        return verdicts
+
     async def get(self, ids: Sequence[str]) -> list[JobRecord | None]:
         records: list[JobRecord | None] = await self._call("get", list(ids))
         return records
@@ -355,6 +363,10 @@ class Wire(Backend):
         workers: list[WorkerInfo] = await self._call("workers")
         return workers
 
+    async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
+        counts: list[WorkflowCounts] = await self._call("workflows", limit, before)
+        return counts
+
     async def cancel(self, ids: Sequence[str]) -> list[Steered]:
         answers: list[Steered] = await self._call("cancel", list(ids))
         return answers
@@ -370,3 +382,15 @@ class Wire(Backend):
     async def queues(self, changes: Sequence[QueueChange] = ()) -> dict[str, QueueChange]:
         settings: dict[str, QueueChange] = await self._call("queues", list(changes))
         return settings
+
+    async def limits(
+        self, changes: Sequence[Limit] = (), *, about: tuple[str, str | None] | None = None
+    ) -> list[Limit]:
+        if about is not None:
+            raise Unsupported("limits", "in the simulator nobody asks about one type")
+        limits: list[Limit] = await self._call("limits", list(changes))
+        return limits
+
+    async def schedules(self, changes: Sequence[ScheduleChange] = ()) -> list[Schedule]:
+        schedules: list[Schedule] = await self._call("schedules", list(changes))
+        return schedules

@@ -16,7 +16,7 @@ from .network import Ambush, Network, Weather
 KINDS = ("freeze", "suspend", "crash", "jump", "partition", "mute", "stop", "server", "gale", "bells", "ambush")
 #: What may lie in wait for a call, and for which calls: a fault at the worst instant, not at any.
 _AMBUSHERS = ("freeze", "suspend", "crash", "stop", "stop", "server", "partition")
-_AMBUSHED = ("claim", "claim", "settle", "heartbeat", "retire", "tick", "enqueue")
+_AMBUSHED = ("claim", "claim", "settle", "heartbeat", "retire", "tick", "enqueue", "fire")
 
 
 class Storm(msgspec.Struct):
@@ -155,7 +155,7 @@ class Striker:
         life = machine.life
         if life is None:
             return
-        wire, verb = life.backend, self._chance.choice(("claim", "heartbeat", "heartbeat", "settle", "tick"))
+        wire, verb = life.backend, self._chance.choice(("claim", "heartbeat", "heartbeat", "settle", "tick", "fire"))
         wire.muted.add(verb)
         ms = 300 + self._chance.below(self._lease_ms * 2)
         wire.excuse(self._network.loop.local_us() + (ms + 1_500) * US_PER_MS)

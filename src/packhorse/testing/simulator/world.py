@@ -19,6 +19,7 @@ from .loop import US_PER_MS, Kernel, SimLoop, Spinning
 from .machine import Life, Machine, SimClock
 from .network import Network, Wire
 from .storm import Striker, draw_storm
+from .work import Work, draw_features
 
 LEASE_MS = 3_000
 PARK_MS = 4_000
@@ -27,6 +28,8 @@ SETTLE_MS_MAX = 90_000
 #: After the last worker stopped, what its handlers left behind must be gone within this time.
 LINGER_MS_MAX = 12_000
 _LOOK_MS = 250
+#: A process that nothing has struck for so long ticks as it should.
+_CALM_MS = 3_000
 
 _STAGES = Stages()
 
@@ -73,6 +76,7 @@ class World:
         store = MemoryStore(SimClock(self.kernel))
         self.acknowledged: set[str] = set()
         self.options = self._draw_options()
+        self.features = draw_features(self._fork())
         self.ledger = Ledger(
             store, lambda: self.kernel.now_us // US_PER_MS, self.say, self, PARK_MS, self.options.concurrency
         )
@@ -110,21 +114,23 @@ class World:
                 _STAGES,
                 self._report,
                 rare=index == 0,
+                features=self.features,
             )
             for index in range(count)
         ]
 
     def _make_client(self) -> Client:
         loop = SimLoop(self.kernel, "client")
+        chance, queues = self._fork(), self.options.queues
         return Client(
             self.network.connect(loop),
-            SimClock(self.kernel),
-            self._fork(),
+            chance,
+            Work(chance, SimClock(self.kernel), queues, LEASE_MS, self.features),
             self.acknowledged,
             jobs=self._chance.choice((6, 12, 24, 48)),
-            queues=self.options.queues,
             busy_ms=self.storm.duration_ms * 3 // 4,
-            lease_ms=LEASE_MS,
+            queues=queues,
+            features=self.features,
             steering=self._chance.happens(0.7),
         )
 
@@ -190,7 +196,7 @@ class World:
             digest=self._digest.hexdigest(),
             virtual_ms=self.kernel.now_us // US_PER_MS,
             turns=self.kernel.turns,
-            counted=self.ledger.counted | self.network.faults,
+            counted=self.ledger.book.counted | self.network.faults,
             trace=lines,
         )
 
@@ -214,11 +220,13 @@ class World:
     def _calm(self) -> None:
         """Everything works again, and what was delayed has arrived: from here on all must come to its end."""
         self.say("storm", "is over")
-        self._in_client(self.client.resume_all())
+        self._in_client(self.client.operator.calm())
         self._look()
 
     def _look(self) -> None:
-        unfinished = self.ledger.unfinished()
+        if any(machine.calm(_CALM_MS) for machine in self.machines):
+            self.ledger.slots.check_calm()
+        unfinished = self.ledger.book.unfinished()
         if not unfinished and not self._client_busy:
             self._stop_all()
         elif self.kernel.now_us > (self.storm.over_ms + SETTLE_MS_MAX) * US_PER_MS:

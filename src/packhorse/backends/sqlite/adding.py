@@ -1,0 +1,409 @@
+"""New jobs, inside a transaction: a shortcut for what is plain, and a plan for everything else."""
+
+# ruff: noqa: S608  # statements are made of constants of this package; all that comes from outside is a parameter
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from ...errors import QueueFull, UniqueConflict, UnknownParent
+from ...job import AFTER_FAILED, JobSpec, rank
+from ..base import DUE_TOPIC, REPLACEABLE, Enqueued, add_error, holds_key, job_topic, replaced_by
+from . import families, keys
+from .families import Parent
+from .keys import Holder, Slot
+from .ops import Redo, Transaction
+from .rows import (
+    CANCELLED,
+    FAILED,
+    INLINE_BYTES,
+    PENDING,
+    SCHEDULED,
+    STATES,
+    WAITING,
+    Row,
+    add_to_errors,
+    insert_chunks,
+    load_by_id,
+    load_by_seq,
+    save,
+    to_json,
+)
+
+
+def enqueue_many(tx: Transaction, calls: list[Sequence[JobSpec]]) -> list[Any]:
+    """Store the jobs of several calls, plain neighbours as if they were one. Redo if an id is taken."""
+    answers: list[Any] = []
+    plain: list[JobSpec] = []
+    full = read_capacities(tx.db)
+    for specs in calls:
+        if not any(spec.unique is not None or spec.after or spec.queue in full for spec in specs):
+            plain += specs
+            answers.append([Enqueued(spec.id, True) for spec in specs])
+            continue
+        _insert_plain(tx, plain)
+        plain = []
+        try:
+            answers.append(enqueue(tx, specs))
+        except (UniqueConflict, UnknownParent, QueueFull) as refusal:  # before anything of the call was written
+            answers.append(refusal)
+    _insert_plain(tx, plain)
+    return answers
+
+
+def _insert_plain(tx: Transaction, specs: list[JobSpec]) -> None:
+    try:
+        insert(tx, specs)
+    except sqlite3.IntegrityError as error:
+        raise Redo from error
+    _ring_new(tx, specs)
+
+
+def enqueue(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
+    """Store the jobs of one call, all or none; a refusal is raised before anything is written."""
+    plan = _Plan(tx, specs, refuse=True)
+    _check_room(tx.db, plan)
+    answers = _carry_out(tx, plan)
+    families.serve(tx)
+    return answers
+
+
+def add(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
+    """Store what follows from a move: no capacity holds, what cannot be stored is left out, `serve` is the caller's."""
+    return _carry_out(tx, _Plan(tx, specs, refuse=False))
+
+
+# ---- the plan ----------------------------------------------------------------------------------------------
+
+
+class _New(msgspec.Struct):
+    """A job to be stored. `state` is how it stands while the call is looked through, one spec after the other."""
+
+    spec: JobSpec
+    state: int
+    replaced_by: str | None = None
+
+
+class _Plan:
+    """What is to become of the specs of a call. We hold the write lock, so what is looked up first stays true."""
+
+    def __init__(self, tx: Transaction, specs: Sequence[JobSpec], *, refuse: bool) -> None:
+        self.tx = tx
+        self.specs = specs
+        self.refuse = refuse
+        self.answers: list[Enqueued] = []
+        self.new: dict[str, _New] = {}
+        self.replaced: dict[int, str] = {}  # seq of a holder that makes way → id of who takes its place
+        self.instead: dict[str, str] = {}  # id that is not stored → the job that holds its key
+        self.room: Counter[str] = Counter()  # by queue: pending jobs this adds
+        ids = {spec.id for spec in specs}
+        named = {parent for spec in specs for parent in spec.after}
+        self.parents = families.find(tx.db, ids | named)  # jobs that are there already
+        slots = [(spec.queue, spec.unique.key) for spec in specs if spec.unique is not None]
+        self._holders: dict[Slot, Holder | _New] = dict(keys.find_holders(tx.db, slots, tx.now_ms))
+        self.known = {job_id for job_id in ids if job_id in self.parents}
+        for spec in specs:
+            if refuse and spec.id not in self.known:
+                for parent in spec.after:
+                    if parent not in ids and parent not in self.parents:
+                        raise UnknownParent(parent)
+            self._plan(spec)
+
+    def _plan(self, spec: JobSpec) -> None:
+        if spec.id in self.known:
+            self.answers.append(Enqueued(spec.id, False))
+            return
+        new = _New(spec, WAITING if spec.after else SCHEDULED if spec.delay_ms > 0 else PENDING)
+        if spec.unique is not None:
+            holder = self._give_key(new, (spec.queue, spec.unique.key))
+            if holder is not None:
+                self.instead[spec.id] = holder
+                self.answers.append(Enqueued(holder, False))
+                return
+        self.known.add(spec.id)
+        self.new[spec.id] = new
+        self.room[spec.queue] += new.state == PENDING
+        self.answers.append(Enqueued(spec.id, True))
+
+    def _give_key(self, new: _New, slot: Slot) -> str | None:
+        """Let a new job take a key; answers the id of who keeps it from that, None where nobody does."""
+        unique = new.spec.unique
+        assert unique is not None
+        holder = self._holders.get(slot)
+        if isinstance(holder, _New):
+            rule = holder.spec.unique
+            assert rule is not None
+            if not holds_key(rule, STATES[holder.state], self.tx.now_ms, self.tx.now_ms):
+                holder = None
+        if holder is not None:
+            holder_id = holder.spec.id if isinstance(holder, _New) else holder.id
+            if self.refuse and unique.on_conflict == "refuse":
+                raise UniqueConflict(unique.key, holder_id)
+            if unique.on_conflict != "replace" or STATES[holder.state] not in REPLACEABLE:
+                if isinstance(holder, Holder):
+                    self.parents[holder_id] = Parent(holder_id, holder.seq, holder.state)
+                return holder_id
+            self.room[slot[0]] -= holder.state == PENDING
+            if isinstance(holder, _New):
+                holder.replaced_by = new.spec.id
+                holder.state = CANCELLED
+            else:
+                self.replaced[holder.seq] = new.spec.id
+                self.parents[holder_id] = Parent(holder_id, holder.seq, CANCELLED)
+        self._holders[slot] = new
+        return None
+
+    def starts_at_once(self, spec: JobSpec) -> bool:
+        """Tell whether a new job with parents need not wait for any of them, and is not cancelled because of one."""
+        for name in (self.instead.get(parent, parent) for parent in spec.after):
+            if name in self.new:
+                if self.new[name].replaced_by is None:
+                    return False
+                is_bad = True
+            else:
+                parent = self.parents.get(name, _missing(name))
+                if parent.lives:
+                    return False
+                is_bad = parent.is_bad
+            if is_bad and spec.after_failed == "cancel":
+                return False
+        return spec.delay_ms <= 0
+
+
+CAPACITIES = "SELECT name, capacity FROM queues INDEXED BY capacities WHERE capacity IS NOT NULL"
+# Bounded by the capacity: what is above it need not be counted.
+PENDING_UP_TO = f"""
+SELECT count(*) FROM (
+    SELECT 1 FROM jobs INDEXED BY ready WHERE state = {PENDING} AND lane IS NULL AND queue = ?1
+    UNION ALL SELECT 1 FROM jobs INDEXED BY laned WHERE state = {PENDING} AND lane IS NOT NULL AND queue = ?1
+    LIMIT ?2
+)
+"""
+
+
+def read_capacities(db: sqlite3.Connection) -> dict[str, int]:
+    """Answer the queues that have a capacity."""
+    return dict(db.execute(CAPACITIES).fetchall())
+
+
+def _check_room(db: sqlite3.Connection, plan: _Plan) -> None:
+    capacities = read_capacities(db)
+    for one in plan.new.values():
+        if one.state == WAITING and one.spec.queue in capacities:
+            plan.room[one.spec.queue] += plan.starts_at_once(one.spec)
+    for queue, count in plan.room.items():
+        capacity = capacities.get(queue)
+        if capacity is not None and count > 0:
+            pending = db.execute(PENDING_UP_TO, (queue, max(0, capacity - count) + 1)).fetchone()[0]
+            if pending + count > capacity:
+                raise QueueFull(queue, capacity)
+
+
+# ---- carrying it out ---------------------------------------------------------------------------------------
+
+
+def _carry_out(tx: Transaction, plan: _Plan) -> list[Enqueued]:
+    _replace(tx, plan)
+    new = list(plan.new.values())
+    insert(tx, [one.spec for one in new])
+    unique = [spec for one in new if (spec := one.spec).unique is not None]
+    keys.take(tx, [(spec.queue, spec.unique.key, spec.id) for spec in unique if spec.unique is not None])
+    keys.keep_rules(tx, unique)
+    _end_at_once(tx, new, _join_families(tx, plan))
+    _ring_new(tx, plan.specs)
+    return plan.answers
+
+
+def _replace(tx: Transaction, plan: _Plan) -> None:
+    """Cancel the holders that make way."""
+    if not plan.replaced:
+        return
+    rows = load_by_seq(tx.db, plan.replaced)
+    for row in rows.values():
+        _make_way(tx, row, plan.replaced[row.seq])
+    save(tx, rows.values())
+
+
+def _make_way(tx: Transaction, row: Row, successor: str) -> None:
+    add_to_errors(row, replaced_by(successor, tx.now_ms), add_error)
+    row.end(CANCELLED, tx.now_ms)
+    tx.topics.add(job_topic(row.id))
+
+
+def _join_families(tx: Transaction, plan: _Plan) -> dict[str, Parent]:
+    """Tie new jobs to their parents; answers those that end at once, with the parent that ended badly.
+
+    One that was replaced by another of its call joins no family.
+    """
+    joining = {
+        one.spec.id: tuple(dict.fromkeys(plan.instead.get(parent, parent) for parent in one.spec.after))
+        for one in plan.new.values()
+        if one.spec.after and one.state == WAITING
+    }
+    if not joining:
+        return {}
+    parents = families.find(tx.db, {parent for after in joining.values() for parent in after} | set(joining))
+    for one in plan.new.values():
+        if one.replaced_by is not None and one.spec.id in parents:
+            parents[one.spec.id].state = CANCELLED
+    members = {}
+    ended: dict[str, Parent] = {}
+    waiting: list[tuple[int, int]] = []
+    free: list[str] = []
+    for job_id, after in joining.items():
+        named = [parents.get(name, _missing(name)) for name in after]
+        mine = [parent for parent in named if parent.seq]
+        members[parents[job_id].seq] = mine
+        bad = next((parent for parent in named if parent.is_bad or parent.id in ended), None)
+        if bad is not None and plan.new[job_id].spec.after_failed == "cancel":
+            ended[job_id] = bad
+        elif live := sum(parent.lives for parent in mine):
+            waiting.append((parents[job_id].seq, live))
+        else:
+            free.append(job_id)
+    families.join(tx, members, {parents[job_id].seq: after for job_id, after in joining.items()})
+    tx.db.execute(
+        "UPDATE families SET waiting_for = m.value ->> 1 FROM json_each(?) AS m WHERE families.seq = m.value ->> 0",
+        (to_json(waiting).decode(),),
+    )
+    _start(tx, free)
+    return ended
+
+
+def _missing(job_id: str) -> Parent:
+    return Parent(job_id, 0, FAILED)
+
+
+def _start(tx: Transaction, ids: Sequence[str]) -> None:
+    """Start new jobs whose parents have all ended."""
+    if not ids:
+        return
+    rows = load_by_id(tx.db, ids)
+    for row in rows.values():
+        families.start_over(tx, row, row.due_at_ms - row.created_at_ms, None)
+    save(tx, rows.values())
+
+
+def _end_at_once(tx: Transaction, new: Iterable[_New], ended: Mapping[str, Parent]) -> None:
+    """Cancel new jobs that a parent or another of their call keeps from starting."""
+    replaced = {one.spec.id: one.replaced_by for one in new if one.replaced_by is not None}
+    ids = [*replaced, *ended]
+    if not ids:
+        return
+    rows = load_by_id(tx.db, ids)
+    for job_id, successor in replaced.items():
+        _make_way(tx, rows[job_id], successor)
+    for job_id, parent in ended.items():
+        families.cancel_for(tx, rows[job_id], parent.id, parent.state if parent.is_bad else CANCELLED)
+    save(tx, rows.values())
+
+
+def _ring_new(tx: Transaction, specs: Iterable[JobSpec]) -> None:
+    for spec in specs:
+        tx.topics.add(f"queue:{spec.queue}")
+        if spec.delay_ms > 0:
+            tx.topics.add(DUE_TOPIC)
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+_NEW = (
+    "INSERT INTO jobs (id, type, queue, state, rank, due_at_ms, created_at_ms, priority, max_attempts, timeout_ms, "
+    "payload, lane) VALUES {}"
+)
+_NEW_WITH_ALL = (
+    "INSERT INTO jobs (id, type, queue, state, rank, due_at_ms, created_at_ms, priority, max_attempts, timeout_ms, "
+    "payload, lane, key, tags, meta, unique_key, workflow, schedule, slot_at_ms) VALUES {}"
+)
+
+_NEW_KIN = """
+INSERT INTO families (seq, parents, waiting_for, after_failed, node)
+SELECT j.seq, m.value ->> 1, 0, m.value ->> 2, m.value ->> 3
+FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value ->> 0
+"""
+
+
+def insert(tx: Transaction, specs: Iterable[JobSpec]) -> None:
+    """Store new jobs; an id that is taken is an IntegrityError. Those with parents wait, for nobody yet."""
+    plain: list[tuple[Any, ...]] = []
+    full: list[tuple[Any, ...]] = []
+    large: list[tuple[str, bytes]] = []
+    size = 0
+    now_ms = tx.now_ms
+    limited, of = tx.places.limited, tx.places.of
+    kin = []
+    for spec in specs:
+        payload: bytes | None = spec.payload
+        assert payload is not None
+        size += len(payload)
+        if len(payload) > INLINE_BYTES:
+            large.append((spec.id, payload))
+            payload = None
+        due_at_ms = now_ms + max(0, spec.delay_ms)
+        place, lane = 0, None
+        if spec.after:
+            state = WAITING
+        elif spec.delay_ms > 0:
+            state = SCHEDULED
+        else:
+            state = PENDING
+            if spec.key is None and not limited:
+                place = rank(now_ms, spec.priority)
+            else:
+                place, lane = of(spec.queue, spec.type, spec.key, spec.priority, now_ms)
+        if spec.after or spec.node is not None or spec.after_failed != AFTER_FAILED[0]:
+            kin.append((spec.id, len(set(spec.after)), AFTER_FAILED.index(spec.after_failed), spec.node))
+        head = (
+            spec.id,
+            spec.type,
+            spec.queue,
+            state,
+            place,
+            due_at_ms,
+            now_ms,
+            spec.priority,
+            spec.max_attempts,
+            spec.timeout_ms,
+            payload,
+            lane,
+        )
+        if _is_plain(spec) and not full:  # once one is not plain all are written as such, in their order
+            plain.append(head)
+        else:
+            full.append(head + _rest(spec))
+    insert_chunks(tx.db, _NEW, plain)
+    insert_chunks(tx.db, _NEW_WITH_ALL, full)
+    if kin:
+        tx.db.execute(_NEW_KIN, (to_json(kin).decode(),))
+    for job_id, payload in large:
+        tx.db.execute("INSERT INTO payloads SELECT seq, ? FROM jobs WHERE id = ?", (payload, job_id))
+    tx.pages += size // 4_096
+
+
+def _is_plain(spec: JobSpec) -> bool:
+    return (
+        spec.key is None
+        and not spec.tags
+        and spec.meta is None
+        and spec.unique is None
+        and spec.workflow is None
+        and spec.schedule is None
+        and spec.slot_at_ms is None
+    )
+
+
+def _rest(spec: JobSpec) -> tuple[Any, ...]:
+    return (
+        spec.key,
+        to_json(spec.tags).decode() if spec.tags else None,
+        to_json(spec.meta).decode() if spec.meta is not None else None,
+        spec.unique.key if spec.unique is not None else None,
+        spec.workflow,
+        spec.schedule,
+        spec.slot_at_ms,
+    )

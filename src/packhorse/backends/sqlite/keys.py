@@ -1,0 +1,118 @@
+"""Unique keys: who holds one, asked under the write lock by whoever wants it, so that no move has to free any."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from ...job import JobSpec, State, Unique
+from ..base import holds_key
+from .ops import Transaction
+from .rows import CODES, STATES, numbers, to_json
+
+#: A queue and a key of it.
+Slot = tuple[str, str]
+
+_UNTIL_IT_ENDS = Unique(key="").states
+
+
+class Holder(msgspec.Struct, array_like=True):
+    """A job that holds a key. The fields are the columns of `HOLDERS`, in its order."""
+
+    queue: str
+    key: str
+    seq: int
+    id: str
+    state: int
+    created_at_ms: int
+    for_ms: int
+    states: int | None
+
+    def holds(self, now_ms: int) -> bool:
+        """Tell whether it keeps others from its key, by the rule of the contract."""
+        rule = Unique(key=self.key, for_ms=self.for_ms, states=_states_of(self.states))
+        return self.state in STATES and holds_key(rule, STATES[self.state], self.created_at_ms, now_ms)
+
+
+HOLDERS = """
+SELECT CAST(json_group_array(json_array(
+    k.queue, k.key, j.seq, j.id, j.state, j.created_at_ms, coalesce(w.for_ms, 0), w.states
+)) AS BLOB)
+FROM json_each(?) AS m CROSS JOIN keys AS k ON k.queue = m.value ->> 0 AND k.key = m.value ->> 1
+CROSS JOIN jobs AS j ON j.seq = k.holder LEFT JOIN windows AS w ON w.seq = j.seq
+"""
+_decode_holders = msgspec.json.Decoder(list[Holder]).decode
+
+TAKE = """
+INSERT INTO keys (queue, key, holder)
+SELECT m.value ->> 0, m.value ->> 1, j.seq FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value ->> 2
+WHERE TRUE
+ON CONFLICT (queue, key) DO UPDATE SET holder = excluded.holder
+"""
+_LEAVE = "DELETE FROM keys WHERE queue = ? AND key = ? AND holder = ?"
+
+_WINDOWS = """
+INSERT INTO windows (seq, for_ms, states)
+SELECT j.seq, m.value ->> 1, m.value ->> 2 FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value ->> 0
+"""
+
+_KEYS_OF = """
+SELECT json_group_array(json_array(queue, unique_key)) FROM jobs
+WHERE seq IN (SELECT value FROM json_each(?)) AND unique_key IS NOT NULL
+"""
+FREE = """
+DELETE FROM keys
+WHERE (queue, key) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
+AND +holder IN (SELECT value FROM json_each(?))
+"""
+
+
+def find_holders(db: sqlite3.Connection, slots: Sequence[Slot], now_ms: int) -> dict[Slot, Holder]:
+    """Answer who holds each of `slots` now; what is free is not in the answer."""
+    if not slots:
+        return {}
+    found = _decode_holders(db.execute(HOLDERS, (to_json(slots).decode(),)).fetchone()[0])
+    return {(one.queue, one.key): one for one in found if one.holds(now_ms)}
+
+
+def take(tx: Transaction, slots: Iterable[tuple[str, str, str]]) -> None:
+    """Give keys to stored jobs: queue, key and id of each. Of several for one key the last gets it."""
+    wanted = list(slots)
+    if wanted:
+        tx.db.execute(TAKE, (to_json(wanted).decode(),))
+
+
+def leave(tx: Transaction, queue: str, key: str, seq: int) -> None:
+    """Let a job go from the key of a queue that it leaves."""
+    tx.db.execute(_LEAVE, (queue, key, seq))
+
+
+def free(tx: Transaction, seqs: Sequence[int]) -> None:
+    """Free the keys of jobs that are about to be dropped."""
+    wanted = numbers(seqs)
+    slots = tx.db.execute(_KEYS_OF, (wanted,)).fetchone()[0]
+    if slots != "[]":
+        tx.db.execute(FREE, (slots, wanted))
+
+
+def keep_rules(tx: Transaction, specs: Iterable[JobSpec]) -> None:
+    """Store by what rule new jobs hold their keys, where that is not the usual one."""
+    rules = [
+        (spec.id, spec.unique.for_ms, _mask_of(spec.unique.states))
+        for spec in specs
+        if spec.unique is not None and (spec.unique.for_ms or spec.unique.states != _UNTIL_IT_ENDS)
+    ]
+    if rules:
+        tx.db.execute(_WINDOWS, (to_json(rules).decode(),))
+
+
+def _mask_of(states: Iterable[State]) -> int:
+    return sum({1 << CODES[State(state)] for state in states})
+
+
+def _states_of(mask: int | None) -> tuple[State, ...]:
+    if mask is None:
+        return _UNTIL_IT_ENDS
+    return tuple(state for code, state in STATES.items() if mask >> code & 1)
