@@ -28,12 +28,14 @@ from .sync import Portal
 from .task import Executor, Task
 
 if TYPE_CHECKING:
+    from .parents import Results
     from .recurring import Declared, ScheduleHandle
     from .worker.local import LocalWorker
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+Given = TypeVar("Given", "Context", "Results")
 
 Next = Callable[[], Awaitable[Any]]
 Middleware = Callable[[Context, Next], Awaitable[Any]]
@@ -78,11 +80,15 @@ class Packhorse(Scheduling, Composing, Limiting):
 
     # ---- registering -----------------------------------------------------------------------------------
 
-    # A handler that asks for its context first is enqueued without it: callers never pass one.
+    # A handler that asks for its context or its parents' results first is enqueued without them.
     @overload
-    def task(self, name: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Task[P, R]: ...
+    def task(self, name: Callable[Concatenate[Context, Results, P], Awaitable[R]], /) -> Task[P, R]: ...
     @overload
-    def task(self, name: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+    def task(self, name: Callable[Concatenate[Context, Results, P], R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, name: Callable[Concatenate[Given, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, name: Callable[Concatenate[Given, P], R], /) -> Task[P, R]: ...
     @overload
     def task(self, name: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
     @overload
@@ -420,9 +426,13 @@ class _Registrar:
     """The type of `@app.task(...)`: turns a function into a Task of the same parameters and result."""
 
     @overload
-    def __call__(self, handler: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Task[P, R]: ...
+    def __call__(self, handler: Callable[Concatenate[Context, Results, P], Awaitable[R]], /) -> Task[P, R]: ...
     @overload
-    def __call__(self, handler: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+    def __call__(self, handler: Callable[Concatenate[Context, Results, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[Concatenate[Given, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[Concatenate[Given, P], R], /) -> Task[P, R]: ...
     @overload
     def __call__(self, handler: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
     @overload

@@ -42,12 +42,13 @@ class Results(Mapping[str, Any]):
         async def report(results: Results) -> int:
             return sum(results[name] for name in results.succeeded)
 
-    A parent that ended without a result is None here; `parents` tells how each ended.
+    A parent that ended without a result is None here; `parents` tells how each ended. A test that calls the function
+    itself passes `Results({"a": 1})`.
     """
 
-    def __init__(self, values: dict[str, Any], parents: dict[str, Parent]) -> None:
+    def __init__(self, values: dict[str, Any], parents: dict[str, Parent] | None = None) -> None:
         self._values = values
-        self.parents = parents
+        self.parents = parents or {}
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -109,6 +110,7 @@ def reading_parents(job_id: str, *, results: bool) -> Reading[Results]:
             parents[parent.name] = parent
             if record is not None:
                 bytes_seen += len(record.payload) + len(record.result or b"")
+                bytes_seen += sum(map(len, (record.steps or {}).values()))
             values[parent.name] = None
             if results and record is not None and record.result is not None:
                 bytes_read += len(record.result)

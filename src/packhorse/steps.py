@@ -52,7 +52,7 @@ class Steps:
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer what the step came to, in a thread; see `BlockingContext.step`."""
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(inspect.unwrap(function)):
             raise TypeError(f"step {name!r}: an async function needs an async handler and `await ctx.step(...)`")
         self._check(name)
         with self._turn("", self._blocking_turns, threading.Lock):
@@ -131,6 +131,6 @@ def _read(function: Callable[..., Any], data: bytes) -> Any:
     """Answer a result as the function's annotation says, alike on the run that made it and on those that find it."""
     plain = codec.decode(data)
     try:
-        return convert(plain, typing.get_type_hints(function).get("return", Any))
+        return convert(plain, typing.get_type_hints(inspect.unwrap(function)).get("return", Any))
     except Exception:  # no annotations, or some that JSON cannot fill: as plain JSON values
         return plain

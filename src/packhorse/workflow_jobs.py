@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -15,6 +17,8 @@ NAME_META = "workflow"
 
 #: A cancel walks the workflow again until nothing new is met: jobs that run may add others meanwhile.
 CANCEL_WALKS_MAX = 10
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 async def walk(
@@ -33,11 +37,26 @@ async def walk(
 
 async def count(backend: Backend, workflow_id: str) -> WorkflowCounts:
     """Count the jobs of one workflow by state. Raises NotFound."""
-    # The first page that may begin with this id: ids have one length, so none is between it and it with a mark.
-    found = await backend.workflows(1, f"{workflow_id}~")
-    if not found or found[0].id != workflow_id:
-        raise NotFound(f"no workflow {workflow_id[:128]!r}: never enqueued here, or all of it was dropped")
-    return found[0]
+    behind = _id_behind(workflow_id)
+    if behind is not None:
+        found = await backend.workflows(1, behind)
+        if found and found[0].id == workflow_id:
+            return found[0]
+    else:
+        jobs = [job async for page in walk(backend, workflow_id) for job in page]
+        if jobs:
+            states = Counter(job.state for job in jobs)
+            return WorkflowCounts(
+                id=workflow_id, states=dict(states), created_at_ms=min(job.created_at_ms for job in jobs)
+            )
+    raise NotFound(f"no workflow {workflow_id[:128]!r}: never enqueued here, or all of it was dropped")
+
+
+def _id_behind(workflow_id: str) -> str | None:
+    """Answer the UUID behind this one, so that a page before it begins with it; None for an id of another kind."""
+    if not _UUID.fullmatch(workflow_id) or workflow_id.endswith("f" * 12):
+        return None
+    return workflow_id[:24] + f"{int(workflow_id[24:], 16) + 1:012x}"
 
 
 async def cancel(backend: Backend, workflow_id: str) -> dict[str, Steered]:

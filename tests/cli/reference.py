@@ -54,7 +54,7 @@ Errors and hints go to stderr: an error is one line that says what to do. `PACKH
 ## Shapes of `--json`
 
 A **job** is `id type queue state priority attempt max_attempts key tags meta payload result error errors progress
-progress_note cancel_requested unique after workflow schedule slot worker timeout_ms created_at due_at started_at finished_at`. Instants are RFC 3339 in UTC;
+progress_note cancel_requested unique after after_failed waiting_for workflow node schedule slot worker timeout_ms created_at due_at started_at finished_at`. Instants are RFC 3339 in UTC;
 what does not apply is `null`. `error` is the last one as text, `null` once the job has succeeded; an item of `errors` is
 `{"attempt", "at", "kind", "message", "traceback"}`. Stored bytes that are not JSON are shown as `{"undecodable": "<hex>"}`.
 
@@ -75,6 +75,9 @@ what does not apply is `null`. `error` is the last one as text, `null` once the 
 | `schedules pause`, `resume`, `remove` | `{"items": [{"name", "paused"}], "next": null}`, or `"removed"` |
 | `schedules run` | `{"id", "created"}`; `created` is false where a job of it has not ended and `overlap` is `skip` |
 | `schedules next` | `{"items": [{"at", "local"}], "next": null}`; `local` is the same instant with the offset of the zone |
+| `workflows list` | `{"items": [{"id", "name", "state", "states", "created_at"}], "next": cursor}`; `state` is `live` while a job of it has not ended, then `failed`, `cancelled` or `succeeded` |
+| `workflows show` | the same and `nodes`, parents before children: `id node type queue state level after after_failed waiting_for attempt max_attempts error started_at finished_at duration_ms`; `after` has names of nodes, or the ids of jobs outside |
+| `workflows cancel`, `rerun` | `{"items": [{"id", "answer"}], "next": null}` for each job that was met |
 | `workers` | `{"items": [{"id", "host", "pid", "queues", "types", "concurrency", "busy", "running", "started_at", "lease_left_ms", "version"}], "next": null}` |
 | `submit` | `{"id", "created"}`; `created` is false where a live job holds the unique key, whose id it is. With `recurring`: `{"schedule", "answer"}` |
 | `migrate`, `version` | `{"schema"}`, `{"version"}` |

@@ -12,6 +12,7 @@ from packhorse.cli.jobs import JOBS
 from packhorse.cli.lazy import Entry
 from packhorse.cli.main import COMMANDS, root
 from packhorse.cli.queues import QUEUES
+from packhorse.cli.workflows import WORKFLOWS
 from packhorse.settings import ALIASES, Settings, own_name
 
 from .kit import Cli
@@ -49,11 +50,11 @@ def test_help_mentions_every_option_and_says_what_it_is_for(words: str) -> None:
                 assert re.search(rf"(^|\s){re.escape(name)}\b", result.stdout), name
 
 
-@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES])
+@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES, WORKFLOWS])
 def test_the_tables_name_commands_that_exist_and_no_name_twice(entries: dict[str, Entry]) -> None:
     names = [name for command, entry in entries.items() for name in (command, *entry.aliases)]
     assert len(names) == len(set(names))
-    group = {id(COMMANDS): "", id(JOBS): "jobs ", id(QUEUES): "queues "}[id(entries)]
+    group = {id(COMMANDS): "", id(JOBS): "jobs ", id(QUEUES): "queues ", id(WORKFLOWS): "workflows "}[id(entries)]
     for name, entry in entries.items():
         listed = CliRunner().invoke(root, [*group.split(), "--help"]).stdout
         assert f"  {name} " in listed
@@ -76,7 +77,7 @@ def test_every_setting_and_every_name_of_it_is_on_the_page() -> None:
 
 
 def test_reading_commands_have_json() -> None:
-    reading = {"stats", "health", "workers", "list-failed", "version", "jobs list", "jobs show", "queues list"}
+    reading = {"stats", "health", "workers", "list-failed", "version", "jobs list", "jobs show", "queues list", "workflows list", "workflows show"}
     for words in reading:
         assert "--json" in {name for param in ALL[f"packhorse {words}"].params for name in param.opts}
 

@@ -97,11 +97,11 @@ def test_no_statement_looks_through_a_table(store: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("query", "index"),
     [
-        (Query(states=(State.WAITING,)), "COVERING INDEX listed (state=?)"),
-        (Query(states=(State.WAITING,), queue="default"), "COVERING INDEX listed (state=?)"),
-        (Query(workflow="w1"), "COVERING INDEX of_workflow (workflow=?)"),
+        (Query(states=(State.WAITING,)), "COVERING INDEX listed (state=? AND seq<?)"),
+        (Query(states=(State.WAITING,), queue="default"), "COVERING INDEX listed (state=? AND seq<?)"),
+        (Query(workflow="w1"), "COVERING INDEX of_workflow (workflow=? AND rowid<?)"),
         (Query(workflow="w1", states=(State.WAITING,), cursor="900"), "INDEX of_workflow (workflow=? AND rowid<?)"),
-        (Query(schedule="s", oldest_first=True), "COVERING INDEX of_schedule (schedule=?)"),
+        (Query(schedule="s", oldest_first=True), "COVERING INDEX of_schedule (schedule=? AND rowid>?)"),
     ],
 )
 def test_find_walks_in_order_and_sorts_nothing(store: Path, query: Query, index: str) -> None:

@@ -9,16 +9,24 @@ from packhorse import (
     Cancel,
     Context,
     Fail,
+    Flow,
     Job,
     JobRecord,
     JobSpec,
     Packhorse,
+    Parent,
+    Results,
     Retry,
     Schedule,
     ScheduleHandle,
     Snooze,
     State,
     Task,
+    Workflow,
+    WorkflowRun,
+    chain,
+    chord,
+    group,
 )
 
 app = Packhorse("memory://typed")
@@ -119,3 +127,50 @@ async def in_async_code() -> None:
     assert_type(await (await follow.aenqueue(1)).aresult(), list[int])
     async with app.worker(queues=["sums"], concurrency=3, lease="10s"):
         pass
+
+
+@app.task
+async def sum_up(results: Results, factor: int = 1) -> int:
+    """Ask for the results of the parents, which no caller passes."""
+    total: int = sum(results.values())
+    return factor * total
+
+
+@app.task("sum.in.thread")
+def sum_in_thread(ctx: Context, results: Results) -> list[str]:
+    """Ask for both, registered with options."""
+    value = ctx.blocking.step("add", add.handler, 1, b=2)
+    assert_type(value, Any)
+    assert_type(ctx.blocking.step("text", str.upper, "x"), str)
+    assert_type(ctx.blocking.parents(), dict[str, Parent])
+    return results.succeeded
+
+
+async def load(n: int) -> bytes:
+    """Load."""
+    return bytes(n)
+
+
+@app.task
+async def in_steps(ctx: Context, n: int) -> int:
+    """Work in durable steps."""
+    assert_type(await ctx.step("load", load, n), bytes)
+    assert_type(await ctx.step("count", len, [1, 2]), int)
+    assert_type(await ctx.results(), Results)
+    return n
+
+
+async def workflows() -> None:
+    """Build workflows, with all that may go into each other."""
+    flow = chain(add.job(1), group(sum_up.job(), sum_in_thread.job()), group(add.job(n) for n in range(3)))
+    assert_type(flow, Flow)
+    workflow = app.workflow(chord([add.job(1), flow], sum_up.job(factor=2)), name="all")
+    node = workflow.add("one", in_steps.job(1), after=["two", add.job(1), app.job("id")], after_failed="continue")
+    workflow.add("two", app.spec("by name"), after=node)
+    assert_type(workflow.enqueue(), WorkflowRun)
+    run = await workflow.aenqueue()
+    assert_type(await run.aresult("5m", nodes=["one"]), dict[str, Any])
+    assert_type(run.state, dict[State, int])
+    assert_type(run.jobs["one"], Job[Any])
+    assert_type(app.batch([add.job(1)], then=sum_up.job()), Workflow)
+    assert_type(sum_up.enqueue(factor=3), Job[int])

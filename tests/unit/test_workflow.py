@@ -57,7 +57,12 @@ def test_a_graph_by_name_forwards_and_backwards():
     extract = wf.add("extract", job())
     wf.add("check", job(), after=extract)
     wf.add("tell", job(), after=[extract, "load"])
-    assert edges(wf) == {"extract": set(), "check": {"extract"}, "load": {"extract", "check"}, "tell": {"extract", "load"}}
+    assert edges(wf) == {
+        "extract": set(),
+        "check": {"extract"},
+        "load": {"extract", "check"},
+        "tell": {"extract", "load"},
+    }
     specs = {spec.node: spec for spec in wf.specs()}
     assert {spec.workflow for spec in specs.values()} == {wf.id}
     assert {name: spec.after_failed for name, spec in specs.items()} == {

@@ -78,7 +78,9 @@ def test_a_kept_step_is_not_done_again(executor):
     }
 
 
-@pytest.mark.parametrize(("task", "words"), [("steps_blocking", ["one", "two"]), ("steps_async", ["one", "two", "three"])])
+@pytest.mark.parametrize(
+    ("task", "words"), [("steps_blocking", ["one", "two"]), ("steps_async", ["one", "two", "three"])]
+)
 def test_steps_in_a_child_process(tmp_path, task, words):
     marks = tmp_path / "marks"
     record = once(process_app, task, {"marks": str(marks)})
@@ -352,7 +354,7 @@ class Wild:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (lambda: Wild(), "its result cannot be kept: .*Wild"),
+        (Wild, "its result cannot be kept: .*Wild"),
         (lambda: "x" * (1 << 20), "its result cannot be kept: 1,048,578 bytes"),
         (lambda: float("nan"), "its result cannot be kept"),
     ],
@@ -418,6 +420,8 @@ def test_names_and_misuse():
             ctx.blocking.step("s", print)
         with pytest.raises(TypeError, match="needs an async handler"):
             await asyncio.to_thread(ctx.blocking.step, "s", never)
+        with pytest.raises(TypeError, match="needs an async handler"):
+            await asyncio.to_thread(ctx.blocking.step, "s", app.task("never")(never))
         with pytest.raises(RuntimeError, match=r"another event loop.*ctx\.blocking"):
             await asyncio.to_thread(lambda: asyncio.run(ctx.step("s", never)))
         return await asyncio.to_thread(ctx.blocking.step, "s", lambda: "kept")

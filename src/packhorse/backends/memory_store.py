@@ -64,7 +64,6 @@ class MemoryStore:
 
     def make_ready(self, job: StoredJob, at_ms: int) -> None:
         """Make a job pending since `at_ms`, at its place in its queue."""
-        job.state = State.PENDING
         job.due_at_ms = at_ms
         job.lane = self.limits.lane(job)
         job.lane_of = self.limits.changes
@@ -74,6 +73,7 @@ class MemoryStore:
         turn_ms = at_ms
         if job.key is not None:
             turn_ms = fair_turn(at_ms, lanes.front_ms, lanes.last_ms(job.key, job.priority))
+        job.state = State.PENDING  # not before: it must not line up behind its own place of an earlier attempt
         place = job.place = (rank(turn_ms, job.priority), job.seq, next(self.pushes))
         lanes.enter((*place, job))
 

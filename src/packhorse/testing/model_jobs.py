@@ -207,20 +207,19 @@ class ModelJobs:
         """Store jobs. Raises Refusal and stores nothing."""
         before = copy.deepcopy((self.jobs, self.fronts, self.gone, self.count))
         pending = {job_id: job.queue for job_id, job in self.jobs.items() if job.state is State.PENDING}
-        ids = {spec.id for spec in specs}
         known = set(self.jobs)
+        ids = [spec.id for spec in specs]
+        new = [spec for place, spec in enumerate(specs) if spec.id not in known and ids.index(spec.id) == place]
+        there = known.union(ids)
         reasons: list[tuple[str, ...]] = [
-            ("parent", name)
-            for spec in specs
-            for name in spec.after
-            if spec.id not in known and name not in ids and name not in known
+            ("parent", name) for spec in new for name in spec.after if name not in there
         ]
         answers = self._add_all(specs, now_ms, reasons)
         for queue, capacity in self.capacity.items():
             jobs = [job.spec.id for job in self.pending(queue)]
-            new = [job_id for job_id in jobs if job_id not in known]
+            came = [job_id for job_id in jobs if job_id not in known]
             left = [job_id for job_id in jobs if pending.get(job_id) == queue]
-            if new and len(new) + len(left) > capacity:
+            if came and len(came) + len(left) > capacity:
                 reasons.append(("full", queue))
         if reasons:
             self.jobs, self.fronts, self.gone, self.count = before

@@ -54,8 +54,9 @@ def change_limits(tx: Transaction, changes: Sequence[Limit]) -> list[Limit]:
         name = (change.type, change.key or "")
         merged = merge_limit(_read_one(tx.db, *name), change)
         if merged is None:
-            tx.db.execute("DELETE FROM limits WHERE type = ? AND key = ?", name)
-            tx.db.execute("DELETE FROM buckets WHERE type = ? AND key = ?", name)
+            if tx.db.execute("DELETE FROM limits WHERE type = ? AND key = ?", name).rowcount:
+                # else the bucket is that of the limit for each key
+                tx.db.execute("DELETE FROM buckets WHERE type = ? AND key = ?", name)
         else:
             values = (merged.rate, merged.period_ms, merged.burst, merged.concurrency, merged.source)
             tx.db.execute(_SET, (*name, *values))

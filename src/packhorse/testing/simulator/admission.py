@@ -126,6 +126,8 @@ class Admission:
                 if blocker is not None:
                     self.left_out.add(spec.id)
                     self._book.count("left out for its key")
+                    if spec.id in self._book.store.jobs and spec.id not in self._book.jobs:
+                        raise Violation(f"a job was stored though {blocker.label} holds its unique key {_key(spec)}")
                 continue
             made.append((self._enter(spec), spec))
         for entry, spec in made:

@@ -14,7 +14,7 @@ Name = tuple[str, str | None]
 
 #: So many jobs of one key may go before a job of another that is pending already: those that lined up before it,
 #: and retries, which come back to the front of the line.
-OVERTAKEN_MAX = 6
+OVERTAKEN_MAX = 4
 
 
 class _Bucket:

@@ -86,7 +86,7 @@ class Call:
 class Ambush(msgspec.Struct, frozen=True):
     """A fault that strikes at one point of one call: when a process has sent it, or when the store has done it."""
 
-    wire: Wire
+    wire: Wire | None  # None: whoever makes the call
     verb: str
     phase: str  # "sent" or "done"
     strike: Callable[[], object]
@@ -141,9 +141,9 @@ class Network:
 
     def _spring(self, call: Call, phase: str) -> None:
         for ambush in self._ambushes:
-            if ambush.wire is call.wire and ambush.verb == call.verb and ambush.phase == phase:
+            if ambush.wire in (call.wire, None) and ambush.verb == call.verb and ambush.phase == phase:
                 self._ambushes.remove(ambush)
-                self.count(f"ambush: {call.verb} {phase}")
+                self.count(f"ambush: {call.verb} {phase}" if ambush.wire is not None else f"waylaid: {call.verb}")
                 ambush.strike()
                 return
 
@@ -296,6 +296,12 @@ class Wire(Backend):
         self.excused_until_us = max(self.excused_until_us, until_us)
         stop_until_us = until_us if stop_until_us is None else stop_until_us
         self.stop_excused_until_us = max(self.stop_excused_until_us, stop_until_us)
+
+    def waylay(self, verb: str) -> asyncio.Future[None]:
+        """Answer what is done as soon as anybody sends such a call: now is the worst instant for something else."""
+        sent: asyncio.Future[None] = self.loop.create_future()
+        self._network.lie_in_wait(Ambush(None, verb, "sent", lambda: self.loop.call_soon(_resolve, sent, None, None)))
+        return sent
 
     def heal(self) -> None:
         """End a partition."""

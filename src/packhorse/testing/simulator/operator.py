@@ -166,7 +166,9 @@ class Operator:
         await self._insist(self._backend.schedules, [ScheduleChange(name=name, define=self._work.schedule(name))])
 
     async def _schedule(self) -> None:
-        """Redefine, pause, resume or remove a schedule."""
+        """Redefine, pause, resume or remove a schedule; mostly while one is being fired."""
+        if self._chance.happens(0.7):
+            await asyncio.wait([self._backend.waylay("fire")], timeout=1.0)
         name, fate = self._chance.choice(SCHEDULES), self._chance.below(8)
         if fate < 3:
             await self._define()

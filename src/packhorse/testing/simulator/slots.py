@@ -116,6 +116,8 @@ class Slots:
                 raise Violation(f"a firing of {firing.name} from {firing.done_ms} was {verdict}; it stands: {stands}")
             if plan is not None and stands:
                 self._apply(who, plan, firing)
+            elif any(spec.id in self._book.store.jobs and spec.id not in self._book.jobs for spec in firing.specs):
+                raise Violation(f"a firing of {firing.name} was stale, and its jobs were stored")
 
     def _apply(self, who: str, plan: _Plan, firing: Firing) -> None:
         slots = [spec.slot_at_ms or 0 for spec in firing.specs]

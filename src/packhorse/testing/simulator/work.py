@@ -132,7 +132,7 @@ class Work:
     def batch(self, count: int) -> list[JobSpec]:
         """Draw jobs for one call. Where keys are a feature, some calls are all of one key and kind."""
         specs = [self.spec() for _ in range(count)]
-        if "keys" in self._features and self._chance.happens(0.3):
+        if "keys" in self._features and self._chance.happens(0.5):
             first = specs[0]
             return [
                 msgspec.structs.replace(spec, key="x", queue=first.queue, priority=first.priority, delay_ms=0)

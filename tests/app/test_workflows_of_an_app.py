@@ -326,6 +326,23 @@ def test_nothing_is_stored_of_what_is_refused(tasks):
         assert jobs(tasks) == []
 
 
+def test_a_workflow_of_another_kind_of_id(tasks):
+    """A backend's author, or another program, may have named it otherwise."""
+    import msgspec
+
+    with stored(tasks):
+        specs = [msgspec.structs.replace(job(tasks, "double", {"n": n}), workflow="mine", node=f"n{n}") for n in (1, 2)]
+        tasks.enqueue_many(specs)
+        run = tasks.workflow_run("mine")
+        assert run.state == {State.PENDING: 2}
+        drain(tasks)
+        assert run.result(timeout=5) == {"n1": 2, "n2": 4}
+
+
+def test_a_handler_is_called_by_hand_with_results(tasks):
+    assert asyncio.run(tasks.tasks["total"](results=Results({"a": 1, "b": 2}))) == 3
+
+
 # ---- more than one batch ---------------------------------------------------------------------------------
 
 
@@ -364,7 +381,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_queue_takes_a_workflow_whole_or_not_at_all():
-    app, backend = shaky()
+    app, _ = shaky()
     with app:
 
         async def fill() -> None:
@@ -397,7 +414,7 @@ def test_a_lost_reply_is_asked_for_again():
 
 
 def test_what_cannot_be_stored_whole_is_cancelled():
-    app, backend = shaky(None, QueueFull("default", 5))
+    app, _ = shaky(None, QueueFull("default", 5))
     with app:
         wf = app.workflow(group(app.spec("work") for _ in range(1_500)))
         with pytest.raises(QueueFull) as caught:
@@ -419,11 +436,14 @@ def test_what_cannot_be_cancelled_either_is_said():
         wf = app.workflow(group(app.spec("work") for _ in range(1_500)))
         with pytest.raises(Unavailable) as caught:
             wf.enqueue()
-        assert "could not be cancelled (still away); cancel it with: packhorse workflows cancel" in caught.value.__notes__[0]
+        assert (
+            "could not be cancelled (still away); cancel it with: packhorse workflows cancel"
+            in caught.value.__notes__[0]
+        )
 
 
 def test_a_holder_of_a_key_stands_in_across_batches():
-    app, backend = shaky()
+    app, _ = shaky()
     with app:
         holder = app.enqueue("work", unique="k")
         head = app.spec("work", None, {"unique": "k"})
