@@ -110,7 +110,7 @@ class Twins:
         self.agree([await one.cancel(ids) for one in self.both], f"cancel {ids}")
 
     async def pass_time(self) -> None:
-        # Never past a lease: in which order the jobs of several dead workers lapse, and take turns, is nobody's promise.
+        # Never past a lease: in which order jobs of several dead workers lapse, and take turns, nobody promises.
         self.clock.advance(self.chance.choice([0, 1, 10, 40, 200, 1_000]))
         ticks = [await one.tick(1_000, FOREVER) for one in self.both]
         self.agree([(ticked.promoted, ticked.lapsed, ticked.now_ms) for ticked in ticks], "tick")

@@ -266,7 +266,12 @@ def _join_families(tx: Transaction, plan: _Plan) -> dict[str, Parent]:
             waiting.append((parents[job_id].seq, live))
         else:
             free.append(job_id)
-    families.join(tx, members, {parents[job_id].seq: after for job_id, after in joining.items()})
+    families.join(
+        tx,
+        members,
+        {parents[job_id].seq: after for job_id, after in joining.items()},
+        {parents[job_id].seq for job_id in ended},
+    )
     tx.db.execute(
         "UPDATE families SET waiting_for = m.value ->> 1 FROM json_each(?) AS m WHERE families.seq = m.value ->> 0",
         (to_json(waiting).decode(),),

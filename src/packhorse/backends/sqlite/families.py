@@ -10,7 +10,7 @@ same transaction, ticks tell the others.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -33,6 +33,10 @@ from .rows import (
     save,
     to_json,
 )
+
+#: What an edge says of its child: it waits for the parent, it was told of its end, or it is cancelled because of it.
+#: Ticks make OVER of TOLD where they see that the child has ended: see dropping.py.
+WAITS, TOLD, OVER, HELD = range(4)
 
 
 class Parent(msgspec.Struct, array_like=True):
@@ -87,9 +91,18 @@ AND (state <= {RUNNING} OR children = 0)
 """
 
 
-def join(tx: Transaction, members: Mapping[int, Sequence[Parent]], after: Mapping[int, Sequence[str]]) -> None:
+def join(
+    tx: Transaction,
+    members: Mapping[int, Sequence[Parent]],
+    after: Mapping[int, Sequence[str]],
+    cancelled: Container[int],
+) -> None:
     """Tie stored children, by seq, to those of their parents that are there, and keep the ids of all."""
-    edges = [(child, parent.seq, 0 if parent.lives else 1) for child, parents in members.items() for parent in parents]
+    edges = [
+        (child, parent.seq, WAITS if parent.lives else HELD if parent.is_bad and child in cancelled else TOLD)
+        for child, parents in members.items()
+        for parent in parents
+    ]
     tx.db.execute(_REMEMBER, (to_json(list(after.items())).decode(),))
     if edges:
         tx.db.execute(_JOIN, (to_json(edges).decode(),))
@@ -131,8 +144,9 @@ def look_at(tx: Transaction, children: Iterable[int]) -> dict[int, Ties]:
         if lives:
             of_child.live.append(parent)
         of_child.bad = of_child.bad or state in {FAILED, CANCELLED}
-        if done != (0 if lives else 1):
-            of_child.changed.append((child, parent, 0 if lives else 1))
+        wanted = WAITS if lives else TOLD
+        if done != wanted:
+            of_child.changed.append((child, parent, wanted))
     return ties
 
 
@@ -169,7 +183,7 @@ SELECT EXISTS (SELECT 1 FROM jobs INDEXED BY ended WHERE {_ENDED} AND children =
 """
 
 TO_TELL = f"""
-SELECT CAST(json_group_array(json_array(seq, iif(state = {SUCCEEDED}, '', id), state, child)) AS BLOB) FROM (
+SELECT CAST(json_group_array(json_array(seq, iif(state IN ({SUCCEEDED}, {SUCCEEDED + BURIED}), '', id), state, child)) AS BLOB) FROM (
     SELECT p.seq, p.id, p.state, e.child
     FROM json_each(?) AS m CROSS JOIN jobs AS p ON p.seq = m.value
     LEFT JOIN edges AS e INDEXED BY children_of ON e.parent = p.seq AND e.done = 0
@@ -228,10 +242,11 @@ def _tell(tx: Transaction, parents: Sequence[int], limit: int) -> int:
     told: list[tuple[int, int, int]] = []
     for seq, parent, state, child in edges:
         if child is not None:
-            told.append((child, seq, 1))
-            row = rows.get(child)
-            if row is not None and row.state == WAITING:
+            row = rows[child]
+            if row.state == WAITING:
                 _hear(tx, row, parent, state)
+            is_held = parent and (row.state, row.cancel) == (CANCELLED, FOR_PARENT) and not row.after_failed
+            told.append((child, seq, HELD if is_held else TOLD))
     if told:
         tx.db.execute(_TELL, (to_json(told).decode(),))
     save(tx, rows.values())

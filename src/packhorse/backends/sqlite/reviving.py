@@ -12,31 +12,31 @@ import msgspec
 from ..base import BATCH_MAX, DUE_TOPIC
 from . import keys
 from .dropping import EDGES_MAX
-from .families import look_at, start_over, tie_again
+from .families import HELD, look_at, start_over, tie_again
 from .ops import Transaction
 from .rows import CANCELLED, FOR_PARENT, Row, load_by_seq, numbers, save, to_json
 
-#: A parent, and the edge of it after which there are children to be looked at.
-_Place = tuple[int, int, int]
+#: A parent, and the child of it after which there are others to be looked at.
+_Place = tuple[int, int]
 
 # How much there is to look at is known before it is looked at: a candidate has as many edges as parents.
 CANDIDATES = f"""
-SELECT CAST(json_group_array(json_array(parent, done, child, edges)) AS BLOB) FROM (
-    SELECT e.parent, e.done, e.child, iif(c.state = {CANCELLED} AND c.cancel = {FOR_PARENT}, f.parents, 0) AS edges
+SELECT CAST(json_group_array(json_array(parent, child, parents)) AS BLOB) FROM (
+    SELECT e.parent, e.child, f.parents
     FROM json_each(?) AS m
     CROSS JOIN edges AS e INDEXED BY children_of
-    ON e.parent = m.value ->> 0 AND (e.done, e.child) > (m.value ->> 1, m.value ->> 2)
-    CROSS JOIN jobs AS c ON c.seq = e.child CROSS JOIN families AS f ON f.seq = e.child
+    ON e.parent = m.value ->> 0 AND e.done = {HELD} AND e.child > m.value ->> 1
+    CROSS JOIN families AS f ON f.seq = e.child
     LIMIT ?
 )
 """
-_decode_candidates = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
+_decode_candidates = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 
-_TAKE_UP = "SELECT json_group_array(json_array(parent, done, child)) FROM (SELECT * FROM revivals LIMIT ?)"
+_TAKE_UP = "SELECT json_group_array(json_array(parent, child)) FROM (SELECT * FROM revivals LIMIT ?)"
 _decode_places = msgspec.json.Decoder(list[_Place]).decode
 _LEAVE = """
-INSERT INTO revivals (parent, done, child) SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE TRUE
-ON CONFLICT (parent) DO UPDATE SET done = excluded.done, child = excluded.child
+INSERT INTO revivals (parent, child) SELECT value ->> 0, value ->> 1 FROM json_each(?) WHERE TRUE
+ON CONFLICT (parent) DO UPDATE SET child = excluded.child
 """
 
 
@@ -47,11 +47,11 @@ def revive(tx: Transaction, parents: Sequence[int] = (), limit: int = BATCH_MAX)
     """
     if limit <= 0:
         return 0
-    places: deque[_Place] = deque((parent, -1, 0) for parent in parents)
+    places: deque[_Place] = deque((parent, 0) for parent in parents)
     if not parents:
         places.extend(_decode_places(tx.db.execute(_TAKE_UP, (BATCH_MAX,)).fetchone()[0]))
         if places:
-            taken = numbers(parent for parent, *_ in places)
+            taken = numbers(parent for parent, _ in places)
             tx.db.execute("DELETE FROM revivals WHERE parent IN (SELECT value FROM json_each(?))", (taken,))
     revived, edges_left = 0, EDGES_MAX
     while places and revived < limit and edges_left > 0:
@@ -59,7 +59,7 @@ def revive(tx: Transaction, parents: Sequence[int] = (), limit: int = BATCH_MAX)
         edges_left -= edges
         started = _revive(tx, candidates)
         revived += len(started)
-        places.extend((row.seq, -1, 0) for row in started if row.children)
+        places.extend((row.seq, 0) for row in started if row.children)
     if places:
         tx.db.execute(_LEAVE, (to_json(list(places)).decode(),))
         tx.topics.add(DUE_TOPIC)
@@ -73,19 +73,18 @@ def _look_on(tx: Transaction, places: deque[_Place], limit: int, edges_max: int)
     candidates: list[int] = []
     edges = 0
     last: _Place | None = None
-    for parent, done, child, parents in found:
+    for parent, child, parents in found:
         if len(candidates) >= limit or edges > edges_max:
             break
         edges += 1 + parents
-        if parents:
-            candidates.append(child)
-        last = (parent, done, child)
+        candidates.append(child)
+        last = (parent, child)
     else:
         if len(found) <= edges_max:
             last = None
     places.clear()
     if last is not None:
-        seqs = [parent for parent, *_ in wanted]
+        seqs = [parent for parent, _ in wanted]
         places.append(last)
         places.extend(wanted[seqs.index(last[0]) + 1 :])
     return candidates, edges

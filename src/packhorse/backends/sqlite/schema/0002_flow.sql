@@ -43,15 +43,15 @@ CREATE TABLE parents (
 CREATE TABLE edges (
     child  INTEGER NOT NULL,
     parent INTEGER NOT NULL,
-    done   INTEGER NOT NULL,               -- 0 the child waits for it 1 it was told 2 it had ended when a tick last looked
+    done   INTEGER NOT NULL,               -- 0 the child waits for it 1 it was told 2 and has ended, as a tick saw
+                                           -- 3 it is cancelled because of it
     PRIMARY KEY (child, parent)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX children_of ON edges (parent, done, child);
 
--- Parents that were rerun and have more children to revive than one move could: those after (done, child).
+-- Parents that were rerun and have more children to revive than one move could: those after `child`.
 CREATE TABLE revivals (
     parent INTEGER PRIMARY KEY,
-    done   INTEGER NOT NULL,
     child  INTEGER NOT NULL
 ) STRICT;
 
