@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ..backends.base import BATCH_MAX, Backend, Settlement
+from ..backends.base import BATCH_MAX, Backend, Limit, Settlement
 from ..backends.opening import open_backend
 from ..chance import CHANCE
 from ..clock import SYSTEM_CLOCK, precise_boot_ms, process_cpu_ms
@@ -119,6 +119,15 @@ async def drain(name: str, count: int, concurrency: int) -> Figure:
     watch = Stopwatch()
     await LocalWorker(app, concurrency=concurrency, burst=True).run()
     return watch.figure(name, count, f"concurrency {concurrency}")
+
+
+#: The name of a drain that limits watch without holding anything back.
+LIMITED = "drain, limits not reached"
+
+
+async def limit_noop(backend: Backend) -> None:
+    """Set limits on the no-op jobs that nothing reaches: every claim has to ask them all the same."""
+    await backend.limits([Limit(type="noop", rate=1_000_000, burst=1_000_000, concurrency=100_000)])
 
 
 async def naps(count: int, ms: float, concurrency: int) -> Figure:

@@ -69,9 +69,11 @@ def run(scheme: str, jobs: int, backlog: int, directory: Path, tell: Tell) -> Re
     tell("drain")
     if memory:
         keep(*_on_loop(_drain_here(fresh("drain"), jobs)))
+        keep(_on_loop(_drain_limited_here(fresh("limited"), jobs)))
         keep(_on_loop(_latency_here(fresh("latency"))))
     else:
-        keep(_drain_there(fresh("drain"), jobs), _naps_there(fresh("naps"), jobs))
+        keep(_drain_there(fresh("drain"), jobs))
+        keep(_drain_there(fresh("limited"), jobs, limited=True), _naps_there(fresh("naps"), jobs))
         keep(_latency_there(fresh("latency")))
         tell("a worker with keeper and runner: start, memory, idle")
         keep(*_real_worker(fresh("worker"), directory))
@@ -190,6 +192,16 @@ async def _drain_here(url: str, jobs: int) -> list[Figure]:
         await app.aclose()
 
 
+async def _drain_limited_here(url: str, jobs: int) -> Figure:
+    _use(url)
+    try:
+        await measures.limit_noop(await app.backend())
+        await measures.enqueue_bulk(jobs)
+        return await measures.drain(measures.LIMITED, jobs, 100)
+    finally:
+        await app.aclose()
+
+
 async def _latency_here(url: str) -> Figure:
     _use(url)
     try:
@@ -216,11 +228,13 @@ def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def _drain_there(url: str, jobs: int) -> Figure:
+def _drain_there(url: str, jobs: int, *, limited: bool = False) -> Figure:
     _use(url)
 
     async def enqueue() -> None:
         try:
+            if limited:
+                await measures.limit_noop(await app.backend())
             await measures.enqueue_bulk(jobs)
         finally:
             await app.aclose()
@@ -228,6 +242,8 @@ def _drain_there(url: str, jobs: int) -> Figure:
     _on_loop(enqueue())
     figure = msgspec.convert(_answer(_child(url, "drain", jobs, 100))["figure"], Figure)
     figure.note += ", enqueued from another process"
+    if limited:
+        figure.name = measures.LIMITED
     return figure
 
 
