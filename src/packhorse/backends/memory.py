@@ -386,8 +386,6 @@ class MemoryBackend(Backend):
                     answers.append(Steered.REQUESTED)
                 else:
                     job.cancel_requested = True
-                    job.waiting_on.clear()
-                    job.waiting_for = 0
                     store.end(job, State.CANCELLED, now_ms)
                     topics.add(job_topic(job_id))
                     answers.append(Steered.DONE)
@@ -417,7 +415,7 @@ class MemoryBackend(Backend):
         if job.unique is not None:
             if store.holder((queue, job.unique), now_ms) not in {None, job.id}:
                 return Steered.CONFLICT
-            store.unique[queue, job.unique] = job.id
+            store.take_key((queue, job.unique), job.id)
         job.queue = queue
         if request.payload is not None and request.payload != job.payload:
             job.payload = request.payload
@@ -427,7 +425,8 @@ class MemoryBackend(Backend):
         job.attempt = 0
         job.result = job.finished_at_ms = job.started_at_ms = job.parked_at_ms = None
         job.progress = job.progress_note = None
-        job.cancel_requested = job.held_by_parent = False
+        job.cancel_requested = False
+        job.held_by = None
         if store.wait_for_parents(job):
             job.due_at_ms = job.created_at_ms + request.delay_ms
         else:

@@ -27,7 +27,7 @@ class StoredJob(JobRecord, kw_only=True):
     lane_of: int = 0  # the number of changes of limits when it got that lane
     children: dict[str, None] = msgspec.field(default_factory=dict)
     waiting_on: set[str] = msgspec.field(default_factory=set)
-    held_by_parent: bool = False  # cancelled because of a parent: revived with it
+    held_by: str | None = None  # the parent it was cancelled because of: revived with it
 
 
 #: (rank or instant, seq, number of the push, job): the push makes every entry different.

@@ -48,7 +48,7 @@ class MemoryStore:
         self.freed: set[str] = set()  # limited types of which a job stopped running in this move
         self.due: list[Entry] = []  # heap by (due_at_ms, seq)
         self.ended: dict[State, deque[tuple[int, str]]] = {state: deque() for state in TERMINAL}
-        self.unique: dict[tuple[str, str], str] = {}  # (queue, key) → id of the job that took it last
+        self.unique: dict[tuple[str, str], list[str]] = {}  # (queue, key) → jobs that took it, the last one last
         self.workers: dict[str, tuple[WorkerInfo, int]] = {}  # id → info, lease end
         self.held: dict[str, set[str]] = {}  # worker → ids of its running jobs
         self.settings: dict[str, QueueChange] = {}
@@ -136,6 +136,8 @@ class MemoryStore:
         self.leave_place(job)
         job.state = state
         job.finished_at_ms = now_ms
+        job.waiting_on.clear()
+        job.waiting_for = 0
         self.ended[state].append((now_ms, job.id))
         if job.children:
             self.unserved.append((job.id, state, iter(list(job.children))))
@@ -172,9 +174,7 @@ class MemoryStore:
 
     def _cancel_for_parent(self, child: StoredJob, parent: str, state: State, now_ms: int) -> None:
         child.errors = add_error(child.errors, parent_failed(parent, state, now_ms))
-        child.held_by_parent = True
-        child.waiting_on.clear()
-        child.waiting_for = 0
+        child.held_by = parent
         self.rung.add(f"job:{child.id}")
         self.end(child, State.CANCELLED, now_ms)
 
@@ -182,6 +182,8 @@ class MemoryStore:
         """Make a job wait for those of its parents that have not ended; answers whether there are any."""
         job.waiting_on = {parent for parent in job.after if parent in self.jobs and self.jobs[parent].state in LIVE}
         job.waiting_for = len(job.waiting_on)
+        for parent in job.waiting_on:
+            self.jobs[parent].children[job.id] = None  # it may have been deleted and enqueued anew
         if job.waiting_on:
             job.state = State.WAITING
         return bool(job.waiting_on)
@@ -192,7 +194,7 @@ class MemoryStore:
         while revived:
             for child_id in revived.popleft().children:
                 child = self.jobs.get(child_id)
-                if child is None or child.state is not State.CANCELLED or not child.held_by_parent:
+                if child is None or child.state is not State.CANCELLED or child.held_by not in self.jobs:
                     continue
                 parents = [self.jobs[name] for name in child.after if name in self.jobs]
                 if any(other.state in _BAD for other in parents):
@@ -203,8 +205,8 @@ class MemoryStore:
                 }:
                     continue
                 if child.unique is not None:
-                    self.unique[child.queue, child.unique] = child.id
-                child.held_by_parent = False
+                    self.take_key((child.queue, child.unique), child.id)
+                child.held_by = None
                 child.finished_at_ms = None
                 self.wait_for_parents(child)
                 revived.append(child)
@@ -214,8 +216,6 @@ class MemoryStore:
         if job.state in LIVE:
             self.end(job, State.CANCELLED, now_ms)
         job.place = (0, 0, 0)
-        if job.unique is not None and self.unique.get((job.queue, job.unique)) == job.id:
-            del self.unique[job.queue, job.unique]
         for parent in job.after:
             if parent in self.jobs:
                 self.jobs[parent].children.pop(job.id, None)
@@ -238,11 +238,19 @@ class MemoryStore:
     # ---- new jobs ----------------------------------------------------------------------------------------
 
     def holder(self, slot: tuple[str, str], now_ms: int) -> str | None:
-        """Answer which job holds a unique key."""
-        job = self.jobs.get(self.unique.get(slot, ""))
-        if job is None or job.unique_spec is None or (job.queue, job.unique) != slot:
-            return None
-        return job.id if holds_key(job.unique_spec, job.state, job.created_at_ms, now_ms) else None
+        """Answer which job holds a unique key: the last that took it, or an earlier one that came back to a state."""
+        for job_id in reversed(self.unique.get(slot, ())):
+            job = self.jobs.get(job_id)
+            if job is None or job.unique_spec is None or (job.queue, job.unique) != slot:
+                continue
+            if holds_key(job.unique_spec, job.state, job.created_at_ms, now_ms):
+                return job_id
+        return None
+
+    def take_key(self, slot: tuple[str, str], job_id: str) -> None:
+        """Note who took a key. Those that ended are forgotten: they come back by a rerun only, which takes it anew."""
+        others = [other for other in self.unique.get(slot, ()) if other in self.jobs and other != job_id]
+        self.unique[slot] = [other for other in others if self.jobs[other].state in LIVE] + [job_id]
 
     def refuse(self, specs: Sequence[JobSpec], now_ms: int) -> None:
         """Raise what refuses a call, before anything of it is stored."""
@@ -333,7 +341,7 @@ class MemoryStore:
                 job.errors = add_error(job.errors, replaced_by(spec.id, now_ms))
                 self.end(job, State.CANCELLED, now_ms)
                 self.rung.add(f"job:{job.id}")
-            self.unique[slot] = spec.id
+            self.take_key(slot, spec.id)
         job = StoredJob(
             seq=next(self.seq),
             id=spec.id,
