@@ -98,6 +98,8 @@ def settle_unique(
 
     `parameters` are the arguments the task declares: one that was left out counts as left out. Raises InvalidOption.
     """
+    if "unique" not in fields and _UNIQUE_PARTS.keys().isdisjoint(fields):
+        return dict(fields)
     parts = {_UNIQUE_PARTS[name]: fields[name] for name in _UNIQUE_PARTS if name in fields}
     fields = {name: value for name, value in fields.items() if name not in _UNIQUE_PARTS}
     unique = fields.get("unique")

@@ -15,6 +15,37 @@ _BAD = (State.FAILED, State.CANCELLED)
 _ERROR_CHARS_SHOWN = 200
 
 
+#: What each code means. A code does not change; new ones may be added.
+CODES = {
+    "queue_paused": "its queue is paused",
+    "rate_limit": "a rate of its type or key lets none start until then",
+    "concurrency_limit": "as many of its type or key run as may; `jobs` are some of them",
+    "no_worker": "no worker is alive",
+    "no_worker_for_queue": "no live worker takes from its queue",
+    "no_worker_for_type": "no live worker of its queue knows its type",
+    "all_busy": "all slots of the workers of its queue are taken",
+    "parked": "no worker that claimed it could run it; until then one may come that can, then it fails",
+    "in_line": "other pending jobs have a better place",
+    "ready": "nothing: the next claim takes it",
+    "due": "it is due then",
+    "retry_due": "an attempt failed, the next is due then",
+    "waiting_for_parents": "its parents have not ended; `jobs` are some of them",
+    "parent_held": "a parent is held itself; `jobs` begins with the parent",
+    "parent_ended_badly": "a parent failed or was cancelled: the next tick cancels it",
+    "parents_ended": "its parents have ended: the next tick frees it",
+    "running": "it runs",
+    "cancel_requested": "it runs, was asked to stop and has not stopped",
+    "lease_ran_out": "its worker is gone: the next tick makes it good",
+    "succeeded": "it succeeded",
+    "failed": "it failed for good",
+    "cancelled": "an operator or a program cancelled it",
+    "cancelled_by_handler": "its handler cancelled it",
+    "cancelled_by_parent": "a parent ended badly; `jobs` are such parents",
+    "replaced": "another job took its unique key; `jobs` is that one",
+    "unique_conflict": "another live job holds its unique key, so it cannot be rerun; `jobs` is that one",
+}
+
+
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that holds a job, or the way it ended; what would free it, and when that is by itself.
 
@@ -172,7 +203,8 @@ def _due(facts: Facts) -> Cause:
     if job.attempt > 0 and job.parked_at_ms is None:
         text = f"attempt {job.attempt} of {job.max_attempts} failed{_last_error(job)}; the next is due at {due}"
         return Cause(code="retry_due", text=text, remedy="wait", until_ms=job.due_at_ms)
-    return Cause(code="due", text=f"it is due at {due}", remedy="wait", until_ms=job.due_at_ms)
+    remedy = "wait" if job.due_at_ms > facts.now_ms else "the next tick makes it pending; live workers tick"
+    return Cause(code="due", text=f"it is due at {due}", remedy=remedy, until_ms=job.due_at_ms)
 
 
 def _waiting(facts: Facts) -> Iterator[Cause]:

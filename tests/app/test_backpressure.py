@@ -16,9 +16,15 @@ from packhorse.testing import inline
 _numbers = itertools.count()
 
 
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request, tmp_path):
+    """An empty store of each kind."""
+    return f"memory://full-{next(_numbers)}" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db"
+
+
 @pytest.fixture
-def app():
-    with Packhorse(f"memory://full-{next(_numbers)}", enqueue_timeout="50ms") as app:
+def app(url):
+    with Packhorse(url, enqueue_timeout="50ms") as app:
         app.task("t")(lambda: None)
         app.set_capacity("default", 3)
         yield app
@@ -57,9 +63,9 @@ def test_a_blocked_enqueue_goes_on_when_there_is_room(app):
     assert pending(app) == 3
 
 
-def test_many_jobs_go_in_pieces_as_room_appears():
+def test_many_jobs_go_in_pieces_as_room_appears(url):
     async def run() -> None:
-        async with Packhorse(f"memory://full-{next(_numbers)}") as app:
+        async with Packhorse(url) as app:
             app.task("t")(lambda: None)
             await app.aset_capacity("default", 7)
             worker = asyncio.create_task(app.worker().run())
@@ -101,9 +107,9 @@ def test_jobs_that_wait_for_each_other_stay_together(app):
         app.enqueue_many([child, *parents, app.spec("t")], full_timeout="1h")
 
 
-def test_cancelling_the_wait_stores_nothing():
+def test_cancelling_the_wait_stores_nothing(url):
     async def run() -> None:
-        async with Packhorse(f"memory://full-{next(_numbers)}") as app:
+        async with Packhorse(url) as app:
             await app.aset_capacity("default", 1)
             await app.aenqueue("t")
             waiting = asyncio.create_task(app.aenqueue("t", full_timeout="1h"))
@@ -196,9 +202,9 @@ def test_inline_jobs_make_room_as_they_run():
     assert len(ran) == 9
 
 
-def test_the_setting_gives_the_queues_of_a_worker_their_capacity():
+def test_the_setting_gives_the_queues_of_a_worker_their_capacity(url):
     async def run() -> None:
-        async with Packhorse(f"memory://full-{next(_numbers)}", capacity=5) as app:
+        async with Packhorse(url, capacity=5) as app:
             await app.aset_capacity("b", 7)
             await app.worker(queues=["a", "b"], burst=True).run()
             settings = await (await app.backend()).queues()

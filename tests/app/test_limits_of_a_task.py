@@ -18,8 +18,20 @@ from packhorse.worker.declared import declare_limits
 _numbers = itertools.count()
 
 
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request, tmp_path):
+    """An empty store of each kind."""
+    return f"memory://limits-{next(_numbers)}" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db"
+
+
 @pytest.fixture
-def app():
+def app(url):
+    with Packhorse(url) as app:
+        yield app
+
+
+@pytest.fixture
+def in_memory():
     with Packhorse(f"memory://limits-{next(_numbers)}") as app:
         yield app
 
@@ -118,11 +130,11 @@ def test_a_limit_that_makes_no_sense_is_refused_when_the_task_is_registered(app,
         app.task("mail", **options)(lambda: None)
 
 
-def test_no_more_run_at_once_than_the_limit_says_and_others_are_not_held():
+def test_no_more_run_at_once_than_the_limit_says_and_others_are_not_held(url):
     async def run() -> None:
         running, most, seen = 0, 0, []
 
-        async with Packhorse(f"memory://limits-{next(_numbers)}") as app:
+        async with Packhorse(url) as app:
 
             @app.task("slow", concurrency=2)
             async def slow() -> None:
@@ -146,12 +158,12 @@ def test_no_more_run_at_once_than_the_limit_says_and_others_are_not_held():
     asyncio.run(run())
 
 
-def test_a_key_alone_is_limited():
+def test_a_key_alone_is_limited(url):
     async def run() -> None:
         running: dict[str, int] = {"a": 0, "b": 0}
         most: dict[str, int] = {"a": 0, "b": 0}
 
-        async with Packhorse(f"memory://limits-{next(_numbers)}") as app:
+        async with Packhorse(url) as app:
 
             @app.task("t", concurrency_per_key=1)
             async def t(key: str) -> None:
@@ -168,7 +180,8 @@ def test_a_key_alone_is_limited():
     asyncio.run(run())
 
 
-def test_a_backend_without_limits_is_an_error_in_the_log_and_no_reason_not_to_work(app, monkeypatch, caplog):
+def test_a_backend_without_limits_is_an_error_in_the_log_and_no_reason_not_to_work(in_memory, monkeypatch, caplog):
+    app = in_memory
     monkeypatch.setattr(MemoryBackend, "capabilities", Capabilities(durable=False, shared=False))
     app.task("mail", concurrency=1)(lambda: None)
     job = app.enqueue("mail")
@@ -181,8 +194,31 @@ def test_a_backend_without_limits_is_an_error_in_the_log_and_no_reason_not_to_wo
             call()
 
 
-def test_nothing_is_claimed_before_the_store_has_the_limits(app, monkeypatch):
+def test_a_store_that_refuses_the_limits_is_an_error_in_the_log(in_memory, monkeypatch, caplog):
+    app = in_memory
+    app.task("mail", concurrency=1)(lambda: None)
+
+    async def refuse(self, changes=(), *, about=None):
+        raise InvalidOption("not here")
+
+    monkeypatch.setattr(MemoryBackend, "limits", refuse)
+    job = app.enqueue("mail")
+    with caplog.at_level(logging.ERROR):
+        work(app)
+    assert job.state == "succeeded"
+    assert "the limits of the app are not declared: not here" in caplog.text
+
+
+def test_a_capacity_that_the_backend_cannot_keep_is_an_error_in_the_log(monkeypatch, caplog):
+    monkeypatch.setattr(MemoryBackend, "capabilities", Capabilities(durable=False, shared=False))
+    with Packhorse(f"memory://limits-{next(_numbers)}", capacity=5) as app, caplog.at_level(logging.ERROR):
+        work(app)
+    assert "the setting capacity=5 is NOT kept" in caplog.text
+
+
+def test_nothing_is_claimed_before_the_store_has_the_limits(in_memory, monkeypatch):
     """A store that is away is waited for, as every claim waits for it."""
+    app = in_memory
     app.task("mail", concurrency=1)(lambda: None)
     calls = []
     limits = MemoryBackend.limits

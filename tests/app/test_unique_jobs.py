@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from packhorse import IdempotencyConflict, InvalidOption, Packhorse, State, Unique, UniqueConflict
@@ -174,3 +176,21 @@ def test_many_jobs_of_which_one_conflicts_store_none(app, mail):
 def test_a_task_cannot_have_an_idempotency_key_of_its_own(app):
     with pytest.raises(InvalidOption, match="stands for one job"):
         app.task("t", idempotency_key="k")(lambda: None)
+
+
+@pytest.mark.parametrize("options", [{"idempotency_key": "k"}, {"unique": True}, {"unique": "k", "unique_for": "1h"}])
+def test_racers_all_get_the_same_job(tmp_path, options):
+    """FAILURES B33: threads with a connection of their own each, on one file."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    with Packhorse(url) as first:
+        first.counts()  # makes the file
+
+    def race(_: int) -> list[tuple[str, bool]]:
+        with Packhorse(url) as app:
+            jobs = [app.enqueue("mail", {"to": "a"}, **options) for _ in range(5)]
+        return [(job.id, job.created) for job in jobs]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [answer for found in pool.map(race, range(8)) for answer in found]
+    assert len({job_id for job_id, _ in answers}) == 1
+    assert sum(created for _, created in answers) == 1

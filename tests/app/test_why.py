@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from packhorse import JobSpec, NotFound, Packhorse, State
+from packhorse import JobSpec, NotFound, Packhorse, State, why
 from packhorse.backends.base import BATCH_MAX, Keep, Limit, Note, QueueChange, Rerun, Settlement, WorkerInfo
 from packhorse.clock import ManualClock
 from packhorse.job import JobError, Unique
-from packhorse.testing import stored
 from packhorse.why import Cause
+
+_numbers = itertools.count()
 
 
 class World:
@@ -50,12 +54,11 @@ class World:
         return [cause.code for cause in self.why(job_id)]
 
 
-@pytest.fixture
-def world():
-    with stored(Packhorse("memory://why")) as app:
-        assert isinstance(app.clock, ManualClock)
+@pytest.fixture(params=["memory", "sqlite"])
+def world(request, tmp_path):
+    url = f"memory://why-{next(_numbers)}" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db"
+    with Packhorse(url, clock=ManualClock()) as app:
         yield World(app)
-        app.close()
 
 
 def test_a_job_that_nobody_holds_is_ready(world):
@@ -170,6 +173,11 @@ def test_due_later(world):
     (cause,) = world.why(world.add(delay_ms=90_000))
     assert (cause.code, cause.until_ms) == ("due", world.app.clock.now_ms() + 90_000)
     assert "(in 1m30s)" in cause.text
+    late = world.add(delay_ms=1_000)
+    world.app.clock.advance(5_000)  # and nobody ticks
+    cause = world.why(late)[0]
+    assert "(4s ago)" in cause.text
+    assert "the next tick makes it pending" in cause.remedy
 
 
 def test_a_retry_says_which_attempt_and_the_last_error(world):
@@ -227,6 +235,23 @@ def test_a_parent_whose_queue_is_paused(world):
     child = world.add(after=(parent,))
     world.call("queues", [QueueChange(queue="slow", paused=True)])
     assert "queue slow is paused" in world.why(child)[1].text
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "then"),
+    [(State.SUCCEEDED, "parents_ended", "in_line"), (State.FAILED, "parent_ended_badly", "cancelled_by_parent")],
+)
+def test_more_children_than_one_move_frees(world, state, code, then):
+    world.worker()
+    parent = world.add()
+    (job,) = world.start()
+    specs = [JobSpec(id=job_id, type="child", after=(parent,)) for job_id in world.app.chance.ids(0, BATCH_MAX + 1)]
+    world.call("enqueue", specs[:BATCH_MAX])
+    world.call("enqueue", specs[BATCH_MAX:])
+    world.end(job, state)
+    assert world.codes(specs[-1].id)[0] == code
+    world.call("tick", BATCH_MAX, Keep())
+    assert world.codes(specs[-1].id)[0] == then
 
 
 def test_running_says_where_since_when_and_how_far(world):
@@ -313,6 +338,14 @@ def test_a_lost_worker_is_the_last_error_in_words(world):
     world.call("retire", "w1", "the runner died")
     (cause,) = world.why(job_id)
     assert cause.text.endswith(": its worker was lost (the runner died)")
+
+
+def test_every_code_is_explained_and_produced_here():
+    code = re.findall(r'code="(\w+)"', Path(why.__file__).read_text())
+    assert set(code) == set(why.CODES)
+    here = Path(__file__).read_text()
+    for name in why.CODES:
+        assert f'"{name}"' in here, f"no test produces {name}"
 
 
 def test_in_async_code():

@@ -28,7 +28,7 @@ from packhorse import (
     chord,
     group,
 )
-from packhorse.backends.base import Capabilities, Enqueued, Steered
+from packhorse.backends.base import Capabilities, Enqueued, QueueChange, Steered
 from packhorse.backends.memory import MemoryBackend, MemoryStore
 from packhorse.backends.opening import register_backend
 from packhorse.testing import drain, inline, jobs, stored
@@ -130,6 +130,24 @@ def test_results_by_node_name(tasks):
     assert seen["row"] == Row(7)
     assert seen["workflow"] == run.id
     assert seen["repr"].startswith("<Results of 3 parents: ")
+
+
+def test_a_node_of_another_workflow_is_known_by_its_id(tasks):
+    seen: list[str] = []
+
+    @tasks.task
+    async def names(results: Results) -> None:
+        seen.extend(results)
+
+    with inline(tasks):
+        before = tasks.workflow()
+        before.add("same", job(tasks, "double", {"n": 1}))
+        other = before.enqueue()["same"]
+        wf = tasks.workflow()
+        wf.add("same", job(tasks, "double", {"n": 2}))
+        wf.add("end", job(tasks, "names"), after=["same", other])
+        wf.enqueue()
+    assert sorted(seen) == sorted(["same", other.id])
 
 
 def test_a_job_without_parents_has_no_results(tasks):
@@ -380,19 +398,44 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Chance, "uniform", lambda self, low, high: 0.0)
 
 
-def test_a_full_queue_takes_a_workflow_whole_or_not_at_all():
-    app, _ = shaky()
-    with app:
+@pytest.mark.parametrize("there", [0, 200])
+def test_a_full_queue_takes_a_workflow_whole_or_not_at_all(there):
+    """Beyond the capacity it is refused at once; where others take the room, after the time-out."""
+    shaky()
+    with Packhorse("shaky://", enqueue_timeout="50ms") as app:
 
-        async def fill() -> None:
-            from packhorse.backends.base import QueueChange
-
+        async def limit() -> None:
             await (await app.backend()).queues([QueueChange(queue="default", capacity=500)])
 
-        app.portal.call(fill())
+        app.portal.call(limit())
+        app.enqueue_many([{"type": "work"}] * there)
+        wf = app.workflow(group(app.spec("work") for _ in range(400 if there else 600)))
         with pytest.raises(QueueFull):
-            app.workflow(group(app.spec("work") for _ in range(600))).enqueue()
-        assert sum(app.counts()["default"].states.values()) == 0
+            wf.enqueue()
+        assert sum(sum(queue.states.values()) for queue in app.counts().values()) == there
+        app.workflow(chain(*(app.spec("work") for _ in range(900)))).enqueue()  # its first job fits, the others wait
+
+
+def test_cancel_starts_nothing_on_its_way():
+    """Children before parents: none that goes on whatever happens is freed while the rest is still being cancelled."""
+    app, backend = shaky()
+    startable: list[int] = []
+    cancel = backend.cancel
+
+    async def cancelling(ids: Sequence[str]) -> list[Steered]:
+        answers = await cancel(ids)
+        startable.append(len(await backend.claim(["later"], 10, 1_000, "a quick worker")))
+        return answers
+
+    with app:
+        wf = app.workflow()
+        wf.add("top", app.spec("work"))
+        wf.put(group(app.spec("work") for _ in range(1_100)))
+        wf.add("always", app.spec("work", None, {"queue": "later"}), after="top", after_failed="continue")
+        run = wf.enqueue()
+        backend.cancel = cancelling  # type: ignore[method-assign]
+        assert run.cancel() == {Steered.DONE: 1_102}
+        assert startable == [0, 0]
 
 
 def test_a_large_workflow_goes_in_batches_with_parents_first():

@@ -17,6 +17,7 @@ from packhorse.cli.lazy import LazyGroup
 from packhorse.cli.main import root
 from packhorse.cli.output import age
 from packhorse.settings import _READERS, ALIASES, Settings, own_name
+from packhorse.why import CODES
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -62,13 +63,19 @@ what does not apply is `null`. `error` is the last one as text, `null` once the 
 |---|---|
 | `jobs list`, `list-failed` | `{"items": [job], "next": cursor or null}` |
 | `jobs show` | a job |
-| `jobs cancel`, `rerun`, `delete` and `retry` by id | `{"items": [{"id", "answer"}], "next": null}`; an answer is `done`, `requested` (it runs, its worker will stop it), `ended`, `live`, `conflict` or `missing` |
+| `list-failed --group` | `{"jobs", "items": [group], "others": group or null, "next": null}`; a group is `fingerprint title jobs first_at last_at types queues example`, `others` are the errors past the first 1,000 kinds |
+| `jobs why` | `{"id", "type", "queue", "state", "causes": [{"code", "text", "remedy", "until", "jobs"}]}`, the most decisive first; the codes are below |
+| `jobs cancel`, `rerun`, `edit`, `delete` and `retry` by id | `{"items": [{"id", "answer"}], "next": null}`; an answer is `done`, `requested` (it runs, its worker will stop it), `ended`, `live`, `conflict` or `missing` |
 | the same by filter, `retry-all` | `{"matched", "dry_run", "done", "requested", "ended", "live", "conflict", "missing"}` |
-| `purge` | `{"queue", "deleted", "running", "added"}` |
+| `purge` | `{"queue", "deleted", "running", "added"}`; with a filter as the verbs by filter |
 | `stats` | `{"states": {state: jobs}, "queues": {queue: {"states", "oldest_pending_ms", "paused"}}}` |
 | `health` | `{"status", "service", "version", "latency_ms", "workers", "pending", "problems"}`; `status` is `OK` or `UNAVAILABLE` |
 | `queues list` | `{"items": [{"queue", "states", "oldest_pending_ms", "paused", "capacity"}], "next": null}` |
 | `queues pause`, `resume` | `{"items": [{"queue", "paused"}], "next": null}` |
+| `queues capacity` | `{"queue", "capacity"}` |
+| `limits list`, `show` | `{"items": [limit], "next": null}`; a limit is `type key rate burst concurrency source`, `key` is `*` for each key alone, `source` is `operator` or `code`; `show` adds `running` and `opens_in_ms`: 0 is open, null is when a running job ends |
+| `limits set` | a limit and `known`: whether a live worker knows the type or a job has it |
+| `limits clear` | `{"type", "key", "cleared"}` |
 | `schedules list` | `{"items": [schedule], "next": null}`; a schedule is `name type payload queue priority max_attempts timeout_ms key tags cron every_ms tz missed overlap jitter_ms source paused next done_until`: `source` is `app:NAME` where an app's code defines it, `next` is null while it is paused, slots up to `done_until` are dealt with |
 | `schedules show` | a schedule |
 | `schedules add` | a schedule and `answer`: `added`, `changed` or `unchanged` |
@@ -81,6 +88,12 @@ what does not apply is `null`. `error` is the last one as text, `null` once the 
 | `workers` | `{"items": [{"id", "host", "pid", "queues", "types", "concurrency", "busy", "running", "started_at", "lease_left_ms", "version"}], "next": null}` |
 | `submit` | `{"id", "created"}`; `created` is false where a live job holds the unique key, whose id it is. With `recurring`: `{"schedule", "answer"}` |
 | `migrate`, `version` | `{"schema"}`, `{"version"}` |
+
+## Codes of `jobs why`
+
+| code | means |
+|---|---|
+{codes}
 
 ## Commands
 """
@@ -160,7 +173,8 @@ def aliases(words: str) -> tuple[str, ...]:
 
 
 def cli_page() -> str:
-    parts = [_HEAD, _CLI_INTRO]
+    codes = "\n".join(f"| `{code}` | {meaning} |" for code, meaning in CODES.items())
+    parts = [_HEAD, _CLI_INTRO.replace("{codes}", codes)]
     for words, command in commands():
         usage = " ".join([words, *command.collect_usage_pieces(click.Context(command))])
         names = " and ".join(f"`{alias}`" for alias in aliases(words))

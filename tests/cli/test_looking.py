@@ -16,7 +16,8 @@ from .kit import Cli
 
 JOB_FIELDS = (
     "id type queue state priority attempt max_attempts key tags meta payload result error errors progress "
-    "progress_note cancel_requested unique after workflow schedule slot worker timeout_ms created_at due_at started_at finished_at"
+    "progress_note cancel_requested unique after after_failed waiting_for "
+    "workflow node schedule slot worker timeout_ms created_at due_at started_at finished_at"
 )
 WORKER_FIELDS = "id host pid queues types concurrency busy running started_at lease_left_ms version"
 

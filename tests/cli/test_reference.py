@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from packhorse.cli.jobs import JOBS
 from packhorse.cli.lazy import Entry
+from packhorse.cli.limits import LIMITS
 from packhorse.cli.main import COMMANDS, root
 from packhorse.cli.queues import QUEUES
 from packhorse.cli.workflows import WORKFLOWS
@@ -50,11 +51,12 @@ def test_help_mentions_every_option_and_says_what_it_is_for(words: str) -> None:
                 assert re.search(rf"(^|\s){re.escape(name)}\b", result.stdout), name
 
 
-@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES, WORKFLOWS])
+@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES, LIMITS, WORKFLOWS])
 def test_the_tables_name_commands_that_exist_and_no_name_twice(entries: dict[str, Entry]) -> None:
     names = [name for command, entry in entries.items() for name in (command, *entry.aliases)]
     assert len(names) == len(set(names))
-    group = {id(COMMANDS): "", id(JOBS): "jobs ", id(QUEUES): "queues ", id(WORKFLOWS): "workflows "}[id(entries)]
+    groups = {id(JOBS): "jobs", id(QUEUES): "queues", id(LIMITS): "limits", id(WORKFLOWS): "workflows"}
+    group = groups.get(id(entries), "")
     for name, entry in entries.items():
         listed = CliRunner().invoke(root, [*group.split(), "--help"]).stdout
         assert f"  {name} " in listed
@@ -77,8 +79,9 @@ def test_every_setting_and_every_name_of_it_is_on_the_page() -> None:
 
 
 def test_reading_commands_have_json() -> None:
-    reading = {"stats", "health", "workers", "list-failed", "version", "jobs list", "jobs show", "queues list", "workflows list", "workflows show"}
-    for words in reading:
+    top = {"stats", "health", "workers", "list-failed", "version"}
+    grouped = {"jobs list", "jobs show", "jobs why", "queues list", "limits list", "limits show"}
+    for words in top | grouped | {"workflows list", "workflows show"}:
         assert "--json" in {name for param in ALL[f"packhorse {words}"].params for name in param.opts}
 
 

@@ -41,6 +41,8 @@ def test_every_name_is_understood_or_waits_for_its_part() -> None:
     ("name", "value", "setting", "read"),
     [
         ("PACKHORSE_QUEUES", "a, b", "queues", ("a", "b")),
+        ("PACKHORSE_QUEUES", "a=6, b=1", "queues", ("a=6", "b=1")),
+        ("BUFFER_SIZE", "100", "capacity", 100),
         ("WORKER_CONCURRENCY", "5", "concurrency", 5),
         ("WORKER_COUNT", "6", "concurrency", 6),
         ("WORKERS", "3", "concurrency", 3),

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from packhorse.backends.memory import MemoryBackend
+from packhorse.job import State
 from packhorse.testing.conformance import HarnessFactory, harness_factory
 from packhorse.testing.conformance.stores import MemoryHarness
 from packhorse.testing.machine import machine_for
@@ -37,14 +38,19 @@ class Refunding(MemoryBackend):
         return await super().settle([msgspec.structs.replace(each, refund=True) for each in settlements])
 
 
-class Hoarding(MemoryBackend):
-    """Frees no key when a job is deleted."""
+class Careless(MemoryBackend):
+    """Lets a new job take a key that an ended job or one that waits for a retry holds."""
 
-    async def delete(self, ids):
-        held = dict(self.store.unique)
-        answers = await super().delete(ids)
-        self.store.unique.update(held)
-        return answers
+    async def enqueue(self, specs):
+        holder = self.store.holder
+        self.store.holder = lambda slot, now_ms: self._pending(holder(slot, now_ms))
+        try:
+            return await super().enqueue(specs)
+        finally:
+            self.store.holder = holder
+
+    def _pending(self, job_id):
+        return job_id if job_id is not None and self.store.jobs[job_id].state is State.PENDING else None
 
 
 class Late(MemoryBackend):
@@ -54,10 +60,43 @@ class Late(MemoryBackend):
         return await super().heartbeat(worker, lease_ms + 1_000, notes)
 
 
-@pytest.mark.parametrize("variant", [Refunding, Hoarding, Late], ids=lambda variant: variant.__name__)
+class Leaking(MemoryBackend):
+    """Keeps the slots of jobs that ended."""
+
+    async def settle(self, settlements):
+        running = dict(self.store.limits.running)
+        verdicts = await super().settle(settlements)
+        self.store.limits.running.update(running)
+        return verdicts
+
+
+class Orphaning(MemoryBackend):
+    """Tells no child of a job that is deleted."""
+
+    async def delete(self, ids):
+        for job_id in ids:
+            if job_id in self.store.jobs and self.store.jobs[job_id].state is not State.RUNNING:
+                self.store.jobs[job_id].children = {}
+        return await super().delete(ids)
+
+
+class Unfair(MemoryBackend):
+    """Forgets how far the keys of a queue have come."""
+
+    async def claim(self, *args):
+        claimed = await super().claim(*args)
+        for lanes in self.store.lanes.values():
+            lanes.front_ms = 0 if lanes.front_ms is not None else None
+        return claimed
+
+
+VARIANTS = [Refunding, Careless, Late, Leaking, Orphaning, Unfair]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)
 def test_the_machine_catches(variant: type[MemoryBackend]) -> None:
     with pytest.raises(AssertionError):
-        _run(lambda: MemoryHarness(variant), examples=300, steps=40, shrink=False)
+        _run(lambda: MemoryHarness(variant), examples=600, steps=40, shrink=False)
 
 
 def test_the_machine_takes_the_factory_of_a_url() -> None:

@@ -81,7 +81,7 @@ def random_graph(app: Packhorse, chance: random.Random, size: int) -> Workflow:
     for number in range(size):
         wf.add(
             f"n{number}",
-            app.spec("node", {"ms": chance.randrange(20), "fails": chance.random() < 0.1}, {"max_attempts": 100}),
+            app.spec("node", {"ms": chance.randrange(100), "fails": chance.random() < 0.1}, {"max_attempts": 100}),
             after=[f"n{parent}" for parent in chance.sample(range(number), min(number, chance.randrange(4)))],
             after_failed=chance.choice(["cancel", "continue"]),
         )
@@ -123,8 +123,8 @@ def test_workflows_in_a_kill_storm(lab: Lab) -> None:
             return app.spec(name, payload, {"max_attempts": 100})
 
         graph = random_graph(app, chance, 200).enqueue()
-        long = app.workflow(chain(*(job() for _ in range(500)))).enqueue()
-        fan = app.workflow(chord([job(ms=5) for _ in range(wide)], job("join"))).enqueue()
+        long = app.workflow(chain(*(job(ms=10) for _ in range(500)))).enqueue()
+        fan = app.workflow(chord([job(ms=200) for _ in range(wide)], job("join"))).enqueue()
         diamonds = []
         for fails in (False, True):
             wf = app.workflow()

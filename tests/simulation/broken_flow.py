@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
 
 from packhorse.backends.memory import MemoryBackend
+from packhorse.errors import Unavailable
 from packhorse.job import State
 from packhorse.limits import tokens
+from packhorse.worker.declared import _declare, declare_limits
+from packhorse.worker.engine import Engine
 
 # ---- limits --------------------------------------------------------------------------------------------------
 
@@ -47,11 +52,11 @@ class GivesASlotBackTwice(MemoryBackend):
     """Each settlement counts the limit down, one that was repeated or came too late as well."""
 
     async def settle(self, settlements):
+        limits = self.store.limits
         for item in settlements:
             job = self.store.jobs.get(item.id)
-            running = self.store.limits.running
-            if job is not None and job.token != item.token and running[job.type, job.key] > 0:
-                self.store.limits.count(job, -1)
+            if job is not None and job.token != item.token and limits.running_now((job.type, job.key)) > 0:
+                limits.count(job, -1)
         return await super().settle(settlements)
 
 
@@ -133,6 +138,25 @@ class CountsTheBucketTwice(MemoryBackend):
             return room, opens_at_ms
 
         store.limits.free = generous
+
+
+class EmptiesAnotherBucket(MemoryBackend):
+    """Whoever clears a limit that is not there clears what the key has used of the limit for each key."""
+
+    async def limits(self, changes=(), *, about=None):
+        for change in changes:
+            if change.cleared and (change.type, change.key) not in self.store.limits.by_name:
+                self.store.limits._full_at_ns.pop((change.type, change.key), None)
+        return await super().limits(changes, about=about)
+
+
+class RefillsBucketsWhenSetAgain(MemoryBackend):
+    """A limit that is set again as it was begins with a full bucket: each worker that starts is a burst."""
+
+    async def limits(self, changes=(), *, about=None):
+        if changes:
+            self.store.limits._full_at_ns.clear()
+        return await super().limits(changes, about=about)
 
 
 class StopsTheQueue(MemoryBackend):
@@ -299,7 +323,8 @@ class KeepsStepsAfterANewPayload(MemoryBackend):
 
 FLOW_STORES = [
     LeaksASlotOnLapse, LeaksASlotOnRelease, GivesASlotBackTwice, JudgesLimitsByWorker, JudgesRatesByWorker,
-    ForgetsLimitsAtARestart, LooksAtTheTypeAlone, CountsTheBucketTwice, StopsTheQueue, TakesAFullClaimOrNone,
+    ForgetsLimitsAtARestart, LooksAtTheTypeAlone, CountsTheBucketTwice, EmptiesAnotherBucket,
+    RefillsBucketsWhenSetAgain, StopsTheQueue, TakesAFullClaimOrNone,
     CountsRoomForEachJobAlone, CountsDelayedJobs, HoldsKeysWhileTheyLiveOnly, ReplacesWhatRuns, RefusesNobody,
     StoresACallJobByJob, LosesStepsOnLapse, LosesStepsOnRetry, KeepsStepsOfOldRuns, KeepsStepsAfterANewPayload,
 ]  # fmt: skip
@@ -312,4 +337,32 @@ def serves_keys_in_the_order_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("packhorse.backends.memory_store.fair_turn", lambda ready_at_ms, front_ms, last_ms: ready_at_ms)
 
 
-FLOW_WORKERS = [serves_keys_in_the_order_they_came]
+def claims_before_its_limits_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker starts to claim while what its code declares is on its way."""
+
+    async def claim(self) -> None:
+        self._tasks.append(self._go(declare_limits(self.app, self.backend)))
+        await self.claimer.run()
+
+    monkeypatch.setattr(Engine, "_claim", claim)
+
+
+def gives_up_to_declare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot reach the store when it starts works without the limits of its code."""
+
+    async def once(app, backend, queues=()) -> None:
+        with contextlib.suppress(Unavailable):
+            await _declare(app, backend)
+
+    monkeypatch.setattr("packhorse.worker.engine.declare_limits", once)
+
+
+def takes_every_new_job_for_a_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts room as if a job of the same call held its key whatever its states say (memory, 2026-11-22)."""
+    monkeypatch.setattr("packhorse.backends.memory_store._first_state", lambda spec: spec.unique.states[0])
+
+
+FLOW_WORKERS = [
+    serves_keys_in_the_order_they_came, claims_before_its_limits_are_known, gives_up_to_declare,
+    takes_every_new_job_for_a_holder,
+]  # fmt: skip

@@ -149,7 +149,7 @@ class RevivesWhatWasCancelledOnPurpose(MemoryBackend):
             for child_id in parent.children:
                 child = store.jobs.get(child_id)
                 if child is not None and child.state is State.CANCELLED:
-                    child.held_by_parent = True
+                    child.held_by = parent.id
             revive(parent, now_ms)
 
         store.revive_children = all_of_them
@@ -170,6 +170,27 @@ class RerunsChildrenBeforeTheirParents(MemoryBackend):
         return answer
 
 
+class DropsParentsOfLiveChildren(MemoryBackend):
+    """Keeps an ended job for its time, whoever may still ask for it."""
+
+    def __init__(self, store) -> None:
+        super().__init__(store)
+        store.has_live_child = lambda job: False
+
+
+class DropsTooEarly(MemoryBackend):
+    """Counts the time a job is kept from when it was stored."""
+
+    async def tick(self, limit, keep):
+        for ended in self.store.ended.values():
+            for index, (_, job_id) in enumerate(ended):
+                job = self.store.jobs.get(job_id)
+                if job is not None and job.state in TERMINAL:
+                    job.finished_at_ms = job.created_at_ms
+                    ended[index] = (job.created_at_ms, job_id)
+        return await super().tick(limit, keep)
+
+
 # ---- schedules -----------------------------------------------------------------------------------------------
 
 
@@ -180,9 +201,7 @@ class FiresWithoutAGuard(MemoryBackend):
         schedules = self.store.schedules
         return await super().fire(
             [
-                msgspec.structs.replace(
-                    one, revision=schedules[one.name].revision, done_ms=schedules[one.name].done_ms
-                )
+                msgspec.structs.replace(one, revision=schedules[one.name].revision, done_ms=schedules[one.name].done_ms)
                 if one.name in schedules
                 else one
                 for one in firings
@@ -277,7 +296,8 @@ class FiresRemovedSchedules(MemoryBackend):
 STRUCTURE_STORES = [
     FreesByCounting, FreesAChildTwice, FreesChildrenOfFailedParents, StartsWithTheFirstParent, ForgetsChildrenOnLapse,
     ForgetsChildrenOnCancel, ForgetsChildrenOnReplace, ForgetsChildrenOnDelete, RevivesNobody,
-    RevivesWhatWasCancelledOnPurpose, RerunsChildrenBeforeTheirParents, FiresWithoutAGuard, FiresWithoutItsRevision,
+    RevivesWhatWasCancelledOnPurpose, RerunsChildrenBeforeTheirParents, DropsParentsOfLiveChildren, DropsTooEarly,
+    FiresWithoutAGuard, FiresWithoutItsRevision,
     FiresWhilePaused, FiresAndForgetsTheCursor, ResumesWhereItStopped, LetsSlotsOverlap, FiresRemovedSchedules,
 ]  # fmt: skip
 

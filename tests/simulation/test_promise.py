@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from packhorse.testing.simulator import run_seed
-from packhorse.testing.simulator.work import KINDS, STEPS
 from packhorse.testing.simulator.running import Summary, excerpt, run_many
 from packhorse.testing.simulator.storm import KINDS as FAULTS
+from packhorse.testing.simulator.work import KINDS, STEPS
 
 SEEDS = int(os.environ.get("PACKHORSE_SIM_SEEDS", "300"))
 ONCE_FAILED = [
@@ -59,7 +59,8 @@ def test_every_fault_strikes(summary, fault):
         "ambush: heartbeat done",
         "freed by parents", "freed by a parent that failed", "cancelled by a parent", "revived with a parent",
         "rerun waits for a parent", "rerun with another payload", "rerun: conflict", "delete: done", "delete: live",
-        "limit set", "limit changed", "start under a limit", "held back by rate", "held back by concurrency",
+        "dropped", "limit declared", "limit set", "limit changed",
+        "start under a limit", "held back by rate", "held back by concurrency",
         "a turn of another key", "replaced", "refused: UniqueConflict", "refused: QueueFull", "refused: UnknownParent",
         "left out for its key", "capacity set", "schedule defined", "schedule redefined", "schedule paused",
         "schedule resumed", "schedule removed", "slot fired", "slot skipped", "slots made good", "fire: stale",

@@ -30,6 +30,7 @@ from .test_plans import _plan, _Recorder
 STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "who holds keys": (keys.HOLDERS, ("[]",)),
     "take keys": (keys.TAKE, ("[]",)),
+    "forget who took keys": (keys.FORGET, ("[]",)),
     "keys of jobs": (keys._KEYS_OF, ("[]",)),
     "free keys": (keys.FREE, ("[]", "[]")),
     "rules of keys": (keys._WINDOWS, ("[]",)),

@@ -9,6 +9,7 @@ import pytest
 from working import ended, faulty_app, until, work
 
 from packhorse import Context, State, Unavailable
+from packhorse.backends.base import Capabilities
 from packhorse.worker.settler import BACKLOG_MAX
 
 
@@ -124,7 +125,8 @@ def test_a_settle_whose_answer_was_lost_is_repeated_and_counts_once():
 
 def test_an_outcome_that_the_backend_refuses_fails_its_job_alone():
     """One follow-up that cannot be kept must not hold back the ends of all other runs."""
-    app, _ = faulty_app()
+    app, backend = faulty_app()
+    backend.capabilities = Capabilities(durable=False, shared=False)
 
     @app.task
     async def job(n: int, ctx: Context) -> int:

@@ -127,6 +127,38 @@ def test_steps_run_side_by_side_and_share_a_heartbeat():
     assert running[1] > 1
 
 
+def test_steps_and_progress_of_many_runs_keep_to_the_size_of_a_call():
+    app, backend = faulty_app()
+    heartbeat = backend.heartbeat
+    sizes: list[int] = []
+
+    async def counting(info: Any, lease_ms: int, notes: Any = ()) -> Any:
+        sizes.append(len(notes))
+        return await heartbeat(info, lease_ms, notes)
+
+    backend.heartbeat = counting  # type: ignore[method-assign]
+    gate = asyncio.Event()
+
+    @app.task(timeout="60s")
+    async def one(ctx: Context) -> None:
+        await gate.wait()
+        ctx.progress(0.5)
+        await ctx.step("s", lambda: 1)
+
+    async def scenario():
+        async with app.worker(concurrency=1_500, lease="60s") as worker:
+            jobs = await app.aenqueue_many([(one,)] * 1_500)
+            await until(lambda: worker.engine.runner.busy == 1_500)
+            gate.set()
+            await asyncio.gather(*(job.aresult(20) for job in jobs[::100]))
+            await until(lambda: worker.engine.runner.busy == 0)
+        await app.aclose()
+
+    work(scenario)
+    assert max(sizes) == 1_000
+    assert sum(sizes) >= 1_500
+
+
 def test_the_same_name_twice_is_one_step():
     app = new_app()
     done: list[int] = []
@@ -497,3 +529,102 @@ def test_inline_runs_steps_too():
         drain(app)
         assert job.result() == "done"
     assert done == ["first"]
+
+
+@pytest.mark.parametrize("executor", ["async", "thread"])
+def test_a_worker_that_stops_gives_back_a_run_that_waits_for_the_store(executor):
+    app, backend = faulty_app()
+
+    def away() -> None:
+        raise Unavailable("away")
+
+    async def on_loop(ctx: Context) -> None:
+        backend.fail["heartbeat"] = away
+        await ctx.step("s", lambda: 1)
+
+    def in_thread(ctx: Context) -> None:
+        backend.fail["heartbeat"] = away
+        ctx.blocking.step("s", lambda: 1)
+
+    task = app.task("stuck")(on_loop if executor == "async" else in_thread)
+
+    async def scenario():
+        async with app.worker(lease="60s", shutdown_timeout="50ms"):
+            job = await app.aenqueue(task)
+            await until(lambda: "heartbeat" in backend.fail)
+        record = await job.arecord()
+        await app.aclose()
+        return record
+
+    record = work(scenario)
+    assert (record.state, record.attempt, record.steps) == (State.PENDING, 0, None)
+
+
+def test_a_backend_that_breaks_its_contract_is_heard_by_the_runs_and_ends_nothing_else():
+    app, backend = faulty_app()
+    heartbeat = backend.heartbeat
+    broken = [True]
+
+    async def breaking(info: Any, lease_ms: int, notes: Any = ()) -> Any:
+        if notes and broken:
+            raise ValueError("a bug of the backend")
+        return await heartbeat(info, lease_ms, notes)
+
+    backend.heartbeat = breaking  # type: ignore[method-assign]
+
+    @app.task(max_attempts=1)
+    async def one(ctx: Context) -> int:
+        return await ctx.step("s", lambda: 1)
+
+    assert once(app, one).errors[-1].message == "a bug of the backend"
+    broken.clear()
+    assert once(app, one).state is State.SUCCEEDED
+
+
+def test_a_result_whose_annotation_means_nothing_stays_plain():
+    app = new_app()
+
+    def odd() -> Nowhere:  # type: ignore[name-defined]  # noqa: F821
+        return {"a": (1, 2)}
+
+    @app.task
+    async def one(ctx: Context) -> Any:
+        return [await ctx.step("odd", odd), await ctx.step("builtin", divmod, 7, 2), await ctx.step("sum", sum, [1, 2])]
+
+    assert json.loads(once(app, one).result) == [{"a": [1, 2]}, [3, 1], 3]
+
+
+def test_a_task_is_a_function_too():
+    app = new_app()
+
+    @app.task
+    async def double(n: int) -> int:
+        return 2 * n
+
+    @app.task
+    async def one(ctx: Context) -> int:
+        return await ctx.step("double", double, 4)
+
+    assert once(app, one).result == b"8"
+
+
+def test_a_child_process_hears_that_its_store_is_away(tmp_path):
+    async def scenario():
+        backend = await process_app.backend()
+        get = backend.get
+
+        async def away(ids: Any) -> Any:
+            raise Unavailable("the store is away")
+
+        backend.get = away  # type: ignore[method-assign]
+        async with process_app.worker():
+            job = await process_app.aenqueue("steps_blocking", {"marks": str(tmp_path / "m")}, max_attempts=1)
+            await until(lambda: store_of(process_app).jobs[job.id].state is State.FAILED)
+        backend.get = get  # type: ignore[method-assign]
+        record = await job.arecord()
+        await process_app.aclose()
+        return record
+
+    record = work(scenario)
+    assert (record.errors[-1].kind, record.errors[-1].message) == ("Unavailable", "the store is away")
+    assert not (tmp_path / "m").exists()

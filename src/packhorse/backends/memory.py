@@ -411,6 +411,7 @@ class MemoryBackend(Backend):
             return Steered.MISSING
         if job.state in LIVE:
             return Steered.LIVE
+        ended = job.state
         queue = request.queue if request.queue is not None else job.queue
         if job.unique is not None:
             if store.holder((queue, job.unique), now_ms) not in {None, job.id}:
@@ -427,11 +428,13 @@ class MemoryBackend(Backend):
         job.progress = job.progress_note = None
         job.cancel_requested = False
         job.held_by = None
+        held_children = ended in {State.FAILED, State.CANCELLED}
         if store.wait_for_parents(job):
             job.due_at_ms = job.created_at_ms + request.delay_ms
         else:
             store.start_over(job, request.delay_ms, now_ms)
-        store.revive_children(job, now_ms)
+        if held_children:
+            store.revive_children(job, now_ms)
         topics.add(queue_topic(queue) if request.delay_ms <= 0 else DUE_TOPIC)
         return Steered.DONE
 

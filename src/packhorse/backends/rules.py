@@ -7,7 +7,18 @@ from collections.abc import Sequence
 import msgspec
 
 from ..errors import InvalidOption, Unsupported, shown
-from ..job import AFTER_FAILED, AFTER_MAX, PARENT_FAILED, REPLACED, TERMINAL, JobError, JobSpec, State, Unique
+from ..job import (
+    AFTER_FAILED,
+    AFTER_MAX,
+    AFTER_TOTAL_MAX,
+    PARENT_FAILED,
+    REPLACED,
+    TERMINAL,
+    JobError,
+    JobSpec,
+    State,
+    Unique,
+)
 from .messages import (
     BATCH_MAX,
     ERRORS_KEPT_MAX,
@@ -49,6 +60,9 @@ def check_family(specs: Sequence[JobSpec]) -> None:
 
     A parent must be there before its child or come in the same call, so a cycle can only be inside of a call.
     """
+    total = sum(len(spec.after) for spec in specs)
+    if total > AFTER_TOTAL_MAX:
+        raise InvalidOption(f"after: {total} parents in one call; at most {AFTER_TOTAL_MAX}, send fewer jobs a call")
     waiting: dict[str, set[str]] = {}
     ids = {spec.id for spec in specs}
     for spec in specs:

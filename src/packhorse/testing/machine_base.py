@@ -109,6 +109,12 @@ class MachineBase(RuleBasedStateMachine):
         """Answer one of the jobs there were, or an id that never was."""
         return self.ids[number % len(self.ids)] if self.ids and number < 38 else "no-such-job"
 
+    def pick_again(self, number: int | None) -> str | None:
+        """Answer an id to use once more; None for that of a deleted parent: whether it is a parent again is open."""
+        picked = "no-such-job" if number is None else self.pick(number)
+        parents = {name for job in self.model.jobs.values() for name in job.after}
+        return None if picked == "no-such-job" or picked in parents - set(self.model.jobs) else picked
+
     def make_spec(self, draft: Draft, conflict: str = "existing") -> JobSpec:
         """Describe a new job. One with parents has a key of its own: which of two children goes first is open."""
         number = draft.number
@@ -135,7 +141,9 @@ class MachineBase(RuleBasedStateMachine):
         names = [self.ids[number % len(self.ids)] for number in kin if self.ids]
         recent = set(self.ids[-4:])
         return tuple(
-            name for name, number in zip(names, kin, strict=False) if name in self.model.jobs or name in recent or number > 55
+            name
+            for name, number in zip(names, kin, strict=False)
+            if name in self.model.jobs or name in recent or number > 55
         )
 
     def _unique(self, key: str, conflict: str, number: int) -> Unique:

@@ -117,9 +117,7 @@ class SettingsRules(MachineBase):
         stale=st.sampled_from(("", "", "", "revision", "done")),
         twice=st.booleans(),
     )
-    def fire(
-        self, name: str, draft: Draft | None, again: int | None, ahead_ms: int, stale: str, twice: bool
-    ) -> None:
+    def fire(self, name: str, draft: Draft | None, again: int | None, ahead_ms: int, stale: str, twice: bool) -> None:
         """Fire a slot, most often from where the schedule stands."""
         if not self.model.schedules.schedules:
             self.schedule(name=name, every_ms=5_000, payload=b"[1]", paused=None, removed=False)

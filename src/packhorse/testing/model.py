@@ -153,7 +153,7 @@ class Model(ModelJobs):
     def tick(self, keep: Keep, now_ms: int) -> tuple[Ticked, list[str]]:
         """Move time on, without a limit; nothing may be kept for less than 1 ms.
 
-        `next_due_ms` is left out (see `next_due`), `freed` is the most it may be. Answers also the jobs that this tick
+        `next_due_ms` (see `next_due`) and `freed` are left out. Answers also the jobs that this tick
         or the next may drop: a child of theirs ended in this one. The caller looks, and tells by `forget`.
         """
         due = [job for job in self.jobs.values() if job.state is State.SCHEDULED and job.due_at_ms <= now_ms]
@@ -172,13 +172,12 @@ class Model(ModelJobs):
         old = [job.spec.id for job in ended if (job.finished_at_ms or 0) + keep_ms[job.state] <= now_ms]
         dropped = [job_id for job_id in old if not self.has_live_child(job_id)]
         self.forget(dropped)
-        told = self.serve(now_ms)
+        self.serve(now_ms)
         perhaps = [job_id for job_id in old if job_id in self.jobs and not self.has_live_child(job_id)]
         ticked = Ticked(
             promoted=len(due),
             lapsed=len(lapsed),
             dropped=len(dropped),
-            freed=told,
             now_ms=now_ms,
             schedules=tuple(self.schedules.due(now_ms)),
         )
@@ -304,5 +303,5 @@ class Model(ModelJobs):
 
 
 def without_waits(ticked: Ticked) -> Ticked:
-    """Answer a tick less what is judged by itself: when the next is due, how many children it told, what it handed out."""
+    """Answer a tick less what is judged by itself: when it is due again, the children it told, what it handed out."""
     return msgspec.structs.replace(ticked, next_due_ms=None, freed=0, schedules=())

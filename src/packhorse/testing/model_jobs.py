@@ -132,22 +132,19 @@ class ModelJobs:
         job.waiting_on = set()
         self._ended.append((job.spec.id, state))
 
-    def serve(self, now_ms: int) -> int:
-        """Tell the children of ended jobs; answers how many there were to tell."""
-        told = 0
+    def serve(self, now_ms: int) -> None:
+        """Tell the children of ended jobs."""
         while self._ended:
             parent, state = self._ended.pop(0)
             if parent in self.jobs and self.jobs[parent].state in LIVE:
                 continue  # rerun meanwhile
             for child in sorted(self.jobs.values(), key=lambda job: job.seq):
-                told += parent in child.after
                 if child.state is State.WAITING and parent in child.waiting_on:
                     child.waiting_on.discard(parent)
                     if state in _BAD and child.spec.after_failed == "cancel":
                         self._cancel_for(child, parent, now_ms)
                     elif not child.waiting_on:
                         self.start_over(child, child.delay_ms, now_ms)
-        return told
 
     def _cancel_for(self, child: ModelJob, parent: str, now_ms: int) -> None:
         self.add_error(child, 0, PARENT_FAILED)
@@ -211,9 +208,7 @@ class ModelJobs:
         ids = [spec.id for spec in specs]
         new = [spec for place, spec in enumerate(specs) if spec.id not in known and ids.index(spec.id) == place]
         there = known.union(ids)
-        reasons: list[tuple[str, ...]] = [
-            ("parent", name) for spec in new for name in spec.after if name not in there
-        ]
+        reasons: list[tuple[str, ...]] = [("parent", name) for spec in new for name in spec.after if name not in there]
         answers = self._add_all(specs, now_ms, reasons)
         for queue, capacity in self.capacity.items():
             jobs = [job.spec.id for job in self.pending(queue)]
@@ -307,7 +302,18 @@ def _holds(job: ModelJob, unique: Unique, now_ms: int) -> bool:
     return job.state in unique.states or now_ms - job.created_at_ms < unique.for_ms
 
 
-_AS_ENQUEUED = ("type", "timeout_ms", "key", "tags", "meta", "after_failed", "workflow", "node", "schedule", "slot_at_ms")
+_AS_ENQUEUED = (
+    "type",
+    "timeout_ms",
+    "key",
+    "tags",
+    "meta",
+    "after_failed",
+    "workflow",
+    "node",
+    "schedule",
+    "slot_at_ms",
+)
 _AS_MOVED = (
     "state",
     "queue",
@@ -353,4 +359,4 @@ def trouble(attempt: int) -> JobError:
     return JobError(attempt=attempt, at_ms=0, kind="Trouble", message="it broke")
 
 
-__all__ = ["LAPSED", "TERMINAL", "ModelJob", "ModelJobs", "Refusal", "difference", "trouble"]
+__all__ = ["LAPSED", "ModelJob", "ModelJobs", "Refusal", "difference", "trouble"]

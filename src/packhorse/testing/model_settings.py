@@ -75,7 +75,7 @@ class LimitBook:
         """Choose, in the order given, the jobs that may start together."""
         kept = dict(self.buckets)
         starting: dict[Name, int] = {}
-        chosen = []
+        chosen: list[ModelJob] = []
         for job in jobs:
             if len(chosen) == most:
                 break

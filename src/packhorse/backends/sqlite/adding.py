@@ -25,6 +25,7 @@ from .rows import (
     PENDING,
     SCHEDULED,
     STATES,
+    SUCCEEDED,
     WAITING,
     Row,
     add_to_errors,
@@ -105,7 +106,9 @@ class _Plan:
         named = {parent for spec in specs for parent in spec.after}
         self.parents = families.find(tx.db, ids | named)  # jobs that are there already
         slots = [(spec.queue, spec.unique.key) for spec in specs if spec.unique is not None]
-        self._holders: dict[Slot, Holder | _New] = dict(keys.find_holders(tx.db, slots, tx.now_ms))
+        self._takers: dict[Slot, list[Holder | _New]] = {
+            slot: [*takers] for slot, takers in keys.find_takers(tx.db, slots).items()
+        }
         self.known = {job_id for job_id in ids if job_id in self.parents}
         for spec in specs:
             if refuse and spec.id not in self.known:
@@ -134,12 +137,8 @@ class _Plan:
         """Let a new job take a key; answers the id of who keeps it from that, None where nobody does."""
         unique = new.spec.unique
         assert unique is not None
-        holder = self._holders.get(slot)
-        if isinstance(holder, _New):
-            rule = holder.spec.unique
-            assert rule is not None
-            if not holds_key(rule, STATES[holder.state], self.tx.now_ms, self.tx.now_ms):
-                holder = None
+        takers = self._takers.setdefault(slot, [])
+        holder = next((one for one in reversed(takers) if self._holds(one)), None)
         if holder is not None:
             holder_id = holder.spec.id if isinstance(holder, _New) else holder.id
             if self.refuse and unique.on_conflict == "refuse":
@@ -154,9 +153,17 @@ class _Plan:
                 holder.state = CANCELLED
             else:
                 self.replaced[holder.seq] = new.spec.id
+                holder.state = CANCELLED
                 self.parents[holder_id] = Parent(holder_id, holder.seq, CANCELLED)
-        self._holders[slot] = new
+        self._takers[slot] = [*(one for one in takers if one.state < SUCCEEDED), new]
         return None
+
+    def _holds(self, taker: Holder | _New) -> bool:
+        now_ms = self.tx.now_ms
+        if isinstance(taker, Holder):
+            return taker.holds(now_ms)
+        rule = taker.spec.unique
+        return rule is not None and holds_key(rule, STATES[taker.state], now_ms, now_ms)
 
     def starts_at_once(self, spec: JobSpec) -> bool:
         """Tell whether a new job with parents need not wait for any of them, and is not cancelled because of one."""
@@ -212,7 +219,14 @@ def _carry_out(tx: Transaction, plan: _Plan) -> list[Enqueued]:
     new = list(plan.new.values())
     insert(tx, [one.spec for one in new])
     unique = [spec for one in new if (spec := one.spec).unique is not None]
-    keys.take(tx, [(spec.queue, spec.unique.key, spec.id) for spec in unique if spec.unique is not None])
+    keys.take(
+        tx,
+        [
+            (spec.queue, spec.unique.key, spec.id)
+            for one in new
+            if (spec := one.spec).unique is not None and one.replaced_by is None
+        ],
+    )
     keys.keep_rules(tx, unique)
     _end_at_once(tx, new, _join_families(tx, plan))
     _ring_new(tx, plan.specs)
@@ -304,7 +318,9 @@ def _end_at_once(tx: Transaction, new: Iterable[_New], ended: Mapping[str, Paren
     for job_id, successor in replaced.items():
         _make_way(tx, rows[job_id], successor)
     for job_id, parent in ended.items():
-        families.cancel_for(tx, rows[job_id], parent.id, parent.state if parent.is_bad else CANCELLED)
+        families.cancel_for(
+            tx, rows[job_id], Parent(parent.id, parent.seq, parent.state if parent.is_bad else CANCELLED)
+        )
     save(tx, rows.values())
 
 

@@ -14,7 +14,7 @@ from . import keys
 from .ops import Transaction
 from .rows import CANCELLED, FAILED, RUNNING, SUCCEEDED, numbers, to_json
 
-#: Edges that one tick deletes, and that it looks at, about: 20,000 take 60 ms (bench, 2026-11-22).
+#: Edges that one tick deletes, and that it looks at, about: 20,000 take 30 ms (bench, 2026-11-22).
 EDGES_MAX = 20_000
 
 _PRESENT = (

@@ -183,7 +183,7 @@ SELECT EXISTS (SELECT 1 FROM jobs INDEXED BY ended WHERE {_ENDED} AND children =
 """
 
 TO_TELL = f"""
-SELECT CAST(json_group_array(json_array(seq, iif(state IN ({SUCCEEDED}, {SUCCEEDED + BURIED}), '', id), state, child)) AS BLOB) FROM (
+SELECT CAST(json_group_array(json_array(seq, iif(state IN (5, 8), '', id), state, child)) AS BLOB) FROM (
     SELECT p.seq, p.id, p.state, e.child
     FROM json_each(?) AS m CROSS JOIN jobs AS p ON p.seq = m.value
     LEFT JOIN edges AS e INDEXED BY children_of ON e.parent = p.seq AND e.done = 0
@@ -244,7 +244,7 @@ def _tell(tx: Transaction, parents: Sequence[int], limit: int) -> int:
         if child is not None:
             row = rows[child]
             if row.state == WAITING:
-                _hear(tx, row, parent, state)
+                _hear(tx, row, Parent(parent, seq, state))
             is_held = parent and (row.state, row.cancel) == (CANCELLED, FOR_PARENT) and not row.after_failed
             told.append((child, seq, HELD if is_held else TOLD))
     if told:
@@ -257,23 +257,24 @@ def _tell(tx: Transaction, parents: Sequence[int], limit: int) -> int:
     return len(told)
 
 
-def _hear(tx: Transaction, row: Row, parent: str, state: int) -> None:
+def _hear(tx: Transaction, row: Row, parent: Parent) -> None:
     """Let a waiting child hear of a parent's end."""
-    if state > CANCELLED:
-        state -= BURIED
-        parent = parent.partition(":")[2]
-    if state != SUCCEEDED and not row.after_failed:
-        cancel_for(tx, row, parent, state)
+    if parent.state > CANCELLED:
+        parent = Parent(parent.id.partition(":")[2], parent.seq, parent.state - BURIED)
+    if parent.is_bad and not row.after_failed:
+        cancel_for(tx, row, parent)
         return
     row.wait_for(row.waiting_for - 1)
     if row.waiting_for <= 0:
         start_over(tx, row, row.due_at_ms - row.created_at_ms, None)
 
 
-def cancel_for(tx: Transaction, row: Row, parent: str, state: int) -> None:
+def cancel_for(tx: Transaction, row: Row, parent: Parent) -> None:
     """Cancel a child because a parent ended badly."""
-    add_to_errors(row, parent_failed(parent, STATES[state], tx.now_ms), add_error)
+    add_to_errors(row, parent_failed(parent.id, STATES[parent.state], tx.now_ms), add_error)
     row.cancel = FOR_PARENT
+    row.held_by = parent.seq
+    row.family_dirty = True
     row.end(CANCELLED, tx.now_ms)
     tx.topics.add(job_topic(row.id))
 

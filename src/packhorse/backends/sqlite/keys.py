@@ -19,8 +19,9 @@ _UNTIL_IT_ENDS = Unique(key="").states
 
 
 class Holder(msgspec.Struct, array_like=True):
-    """A job that holds a key. The fields are the columns of `HOLDERS`, in its order."""
+    """A job that took a key. The fields are the columns of `HOLDERS`, in its order."""
 
+    no: int
     queue: str
     key: str
     seq: int
@@ -38,7 +39,7 @@ class Holder(msgspec.Struct, array_like=True):
 
 HOLDERS = """
 SELECT CAST(json_group_array(json_array(
-    k.queue, k.key, j.seq, j.id, j.state, j.created_at_ms, coalesce(w.for_ms, 0), w.states
+    k.no, k.queue, k.key, j.seq, j.id, j.state, j.created_at_ms, coalesce(w.for_ms, 0), w.states
 )) AS BLOB)
 FROM json_each(?) AS m CROSS JOIN keys AS k ON k.queue = m.value ->> 0 AND k.key = m.value ->> 1
 CROSS JOIN jobs AS j ON j.seq = k.holder LEFT JOIN windows AS w ON w.seq = j.seq
@@ -48,8 +49,13 @@ _decode_holders = msgspec.json.Decoder(list[Holder]).decode
 TAKE = """
 INSERT INTO keys (queue, key, holder)
 SELECT m.value ->> 0, m.value ->> 1, j.seq FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value ->> 2
-WHERE TRUE
-ON CONFLICT (queue, key) DO UPDATE SET holder = excluded.holder
+"""
+# Those that ended are forgotten: they come back by a rerun only, which takes the key anew.
+FORGET = """
+DELETE FROM keys WHERE no IN (
+    SELECT k.no FROM json_each(?) AS m CROSS JOIN keys AS k ON k.queue = m.value ->> 0 AND k.key = m.value ->> 1
+    CROSS JOIN jobs AS j ON j.seq = k.holder WHERE j.state >= 5 OR j.id = m.value ->> 2
+)
 """
 _LEAVE = "DELETE FROM keys WHERE queue = ? AND key = ? AND holder = ?"
 
@@ -69,19 +75,30 @@ AND +holder IN (SELECT value FROM json_each(?))
 """
 
 
+def find_takers(db: sqlite3.Connection, slots: Sequence[Slot]) -> dict[Slot, list[Holder]]:
+    """Answer who took each of `slots`, the last one last: one of them holds it, or none."""
+    takers: dict[Slot, list[Holder]] = {}
+    if slots:
+        found = _decode_holders(db.execute(HOLDERS, (to_json(slots).decode(),)).fetchone()[0])
+        for one in sorted({one.no: one for one in found}.values(), key=lambda one: one.no):
+            takers.setdefault((one.queue, one.key), []).append(one)
+    return takers
+
+
 def find_holders(db: sqlite3.Connection, slots: Sequence[Slot], now_ms: int) -> dict[Slot, Holder]:
     """Answer who holds each of `slots` now; what is free is not in the answer."""
-    if not slots:
-        return {}
-    found = _decode_holders(db.execute(HOLDERS, (to_json(slots).decode(),)).fetchone()[0])
-    return {(one.queue, one.key): one for one in found if one.holds(now_ms)}
+    return {
+        slot: one for slot, takers in find_takers(db, slots).items() for one in takers if one.holds(now_ms)
+    }  # the last that does
 
 
 def take(tx: Transaction, slots: Iterable[tuple[str, str, str]]) -> None:
-    """Give keys to stored jobs: queue, key and id of each. Of several for one key the last gets it."""
+    """Give keys to stored jobs, in this order: queue, key and id of each."""
     wanted = list(slots)
     if wanted:
-        tx.db.execute(TAKE, (to_json(wanted).decode(),))
+        taken = to_json(wanted).decode()
+        tx.db.execute(FORGET, (taken,))
+        tx.db.execute(TAKE, (taken,))
 
 
 def leave(tx: Transaction, queue: str, key: str, seq: int) -> None:

@@ -103,6 +103,8 @@ def _revive(tx: Transaction, candidates: Sequence[int]) -> list[Row]:
     for row in rows.values():
         if ties[row.seq].bad or (row.state, row.cancel) != (CANCELLED, FOR_PARENT):
             continue
+        if row.held_by not in ties[row.seq].all:  # what a parent that is gone keeps down stays down
+            continue
         if row.unique_key is not None:
             slot = (row.queue, row.unique_key)
             if slot in taken:  # its new holder may not keep others from it, by the rule it has

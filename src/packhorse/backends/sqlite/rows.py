@@ -93,13 +93,14 @@ class Row(msgspec.Struct, array_like=True):
     parents: int
     waiting_for: int
     after_failed: int
+    held_by: int | None
     # Not columns: what a save is to do, and what it checks.
     result: bytes | None = None
     was_state: int = 0
     was_token: int | None = None
     dirty: bool = False
     extras_dirty: bool = False  # result or errors changed
-    family_dirty: bool = False  # waiting_for changed
+    family_dirty: bool = False  # waiting_for or held_by changed
 
     def start_over(self, delay_ms: int, tx: Transaction) -> None:
         """Make it run, again or at last: now, or in `delay_ms`."""
@@ -136,7 +137,7 @@ SELECT CAST(json_group_array(json_array(
     j.priority, j.created_at_ms,
     j.due_at_ms, j.cancel, j.worker, j.token, j.started_at_ms, j.finished_at_ms, j.parked_at_ms, j.unique_key,
     j.children, iif(length(e.errors) > {ERRORS_TOGETHER_CHARS}, 0, e.errors),
-    coalesce(f.parents, 0), coalesce(f.waiting_for, 0), coalesce(f.after_failed, 0)
+    coalesce(f.parents, 0), coalesce(f.waiting_for, 0), coalesce(f.after_failed, 0), f.held_by
 )) AS BLOB)
 FROM json_each(?) AS wanted CROSS JOIN jobs AS j ON j.%s = wanted.value LEFT JOIN extras AS e ON e.seq = j.seq
 LEFT JOIN families AS f ON f.seq = j.seq
@@ -186,7 +187,8 @@ WHERE jobs.seq = m.value ->> 0 AND jobs.state = m.value ->> 1 AND jobs.token IS 
 
 
 _SAVE_FAMILIES = """
-UPDATE families SET waiting_for = m.value ->> 1 FROM json_each(?) AS m WHERE families.seq = m.value ->> 0
+UPDATE families SET waiting_for = m.value ->> 1, held_by = m.value ->> 2
+FROM json_each(?) AS m WHERE families.seq = m.value ->> 0
 """
 
 
@@ -220,7 +222,7 @@ def save(tx: Transaction, rows: Iterable[Row]) -> None:
     written = tx.db.execute(_SAVE, (to_json(moves).decode(),)).rowcount
     assert written == len(dirty), f"{written} of {len(dirty)} rows moved under the write lock"
     save_extras(tx, [(row.seq, row.result, row.errors) for row in dirty if row.extras_dirty])
-    families = [(row.seq, row.waiting_for) for row in dirty if row.family_dirty]
+    families = [(row.seq, row.waiting_for, row.held_by) for row in dirty if row.family_dirty]
     if families:
         tx.db.execute(_SAVE_FAMILIES, (to_json(families).decode(),))
     tx.ended += [row.seq for row in dirty if row.state >= SUCCEEDED > row.was_state]

@@ -88,7 +88,11 @@ async def _states(h: Harness, ids: list[str]) -> list[State | None]:
 async def _cancelled_for(h: Harness, job_id: str, parent: str, what: str) -> JobRecord:
     """Fail unless the record says that and why the job was cancelled."""
     record = await h.record(job_id)
-    equal((record.state, record.attempt, record.waiting_for), (State.CANCELLED, 0, 0), f"state, attempt, waiting_for {what}")
+    equal(
+        (record.state, record.attempt, record.waiting_for),
+        (State.CANCELLED, 0, 0),
+        f"state, attempt, waiting_for {what}",
+    )
     equal([(error.kind, error.attempt) for error in record.errors[-1:]], [("ParentFailed", 0)], f"last error {what}")
     true(parent in record.errors[-1].message, f"the error does not name the parent {what}")
     true(record.finished_at_ms is not None, f"finished_at_ms is not set {what}")
@@ -238,6 +242,59 @@ async def children_that_a_tick_will_free_are_not_forgotten_meanwhile(h: Harness)
     await _remove_all(h)
 
 
+async def _tick_on(h: Harness) -> None:
+    """Tick until no tick frees any more."""
+    for _ in range(50):
+        if not (await h.tick()).freed:
+            return
+    raise AssertionError("ticks free children without end")
+
+
+@case("B23", needs=_NEEDS)
+async def a_parent_that_is_deleted_while_ticks_free_its_children_strands_none(h: Harness) -> None:
+    """It had succeeded: those that a tick was to free are freed."""
+    parent, _ = await _fan_out(h, State.SUCCEEDED)
+    equal(await h.backend.delete([parent]), [Steered.DONE], "answer of delete")
+    await _tick_on(h)
+    equal((await h.backend.counts())["default"].states, {State.PENDING: 2_500}, "children")
+    await _remove_all(h)
+
+
+@case("B23", needs=_NEEDS)
+async def a_parent_that_is_rerun_while_ticks_free_its_children_frees_each_once(h: Harness) -> None:
+    parent, _ = await _fan_out(h, State.SUCCEEDED)
+    await h.backend.rerun([Rerun(id=parent)])
+    await _tick_on(h)
+    await h.settle(await _run(h, parent))
+    await _tick_on(h)
+    equal((await h.backend.counts())["default"].states, {State.PENDING: 2_500}, "children")
+    claimed = [job.attempt for _ in range(3) for job in await h.claim(BATCH_MAX)]
+    equal(claimed, [1] * 2_500, "attempts of what was claimed")
+    await h.backend.retire("w1", "end of the case")
+    await _remove_all(h)
+
+
+@case("B23", needs=_NEEDS)
+async def a_parent_that_is_rerun_while_ticks_cancel_its_children_brings_all_back(h: Harness) -> None:
+    parent, _ = await _fan_out(h, State.FAILED)
+    await h.backend.rerun([Rerun(id=parent)])
+    await _tick_on(h)
+    equal((await h.backend.counts())["default"].states, {State.WAITING: 2_500}, "children")
+    await _remove_all(h)
+
+
+@case("B23", needs=_NEEDS)
+async def a_chain_longer_than_a_move_is_cancelled_to_its_end(h: Harness) -> None:
+    ids = [h.new_id() for _ in range(1_500)]
+    chain = [h.spec(id=job_id, after=(ids[number - 1],) if number else ()) for number, job_id in enumerate(ids)]
+    await h.backend.enqueue(chain[:BATCH_MAX])
+    await h.backend.enqueue(chain[BATCH_MAX:])
+    await h.backend.cancel(ids[:1])
+    await _tick_on(h)
+    equal((await h.backend.counts())["default"].states, {State.CANCELLED: 1_500}, "states")
+    await _remove_all(h)
+
+
 async def _remove_all(h: Harness) -> None:
     for _ in range(9):
         await h.backend.delete([job.id for job in (await h.all())[:BATCH_MAX]])
@@ -289,7 +346,11 @@ async def rerun_of_a_failed_parent_brings_its_children_back(h: Harness) -> None:
         for job_id in (ids[1], ids[3]):
             record = await h.record(job_id)
             equal((record.waiting_for, record.finished_at_ms), (1, None), "parents it waits for, finished_at_ms")
-            equal((record.attempt, [error.kind for error in record.errors]), (0, ["ParentFailed"] * turn), "attempt, errors")
+            equal(
+                (record.attempt, [error.kind for error in record.errors]),
+                (0, ["ParentFailed"] * turn),
+                "attempt, errors",
+            )
     await _settled(State.SUCCEEDED)(h, ids[0])
     started = [job for job in await h.claim(9) if job.id == ids[1]]
     equal([job.attempt for job in started], [1], "starts of the child")
@@ -395,6 +456,20 @@ async def a_rerun_child_waits_for_parents_that_live(h: Harness) -> None:
     equal(await h.state(child), State.SCHEDULED, "state after its parent")
     await h.pass_time(3 * h.step_ms + 1)
     equal([job.id for job in await h.claim(5)], [child], "claimed when due")
+
+
+@case("B23", needs=_NEEDS)
+async def a_parent_enqueued_anew_holds_no_child_for_ever(h: Harness) -> None:
+    """Its id was deleted and used once more. Whether that is the parent again is open; that a child starts is not."""
+    parent = await h.add(queue=_PARENTS)
+    child = await h.add(after=(parent,))
+    await _settled(State.FAILED)(h, parent)
+    await h.backend.delete([parent])
+    await h.backend.enqueue([h.spec(id=parent, queue=_PARENTS)])
+    equal(await h.backend.rerun([Rerun(id=child)]), [Steered.DONE], "answer of rerun")
+    true(await h.state(child) in {State.WAITING, State.PENDING}, "it neither waits nor may start")
+    await _settled(State.SUCCEEDED)(h, parent)
+    equal(await h.state(child), State.PENDING, "state after the job that has the id of its parent")
 
 
 @case(needs=_NEEDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...backends.base import Backend, Capabilities, Verdict
+from ...backends.base import Backend, Capabilities, Limit, Note, QueueChange, Schedule, ScheduleChange, Verdict
 from ...job import State, Unique
 from .case import case, equal, true
 from .harness import Harness
@@ -52,6 +52,30 @@ async def jobs_stay_when_the_connection_that_made_them_closes(h: Harness) -> Non
     found = await again.get([spec.id for spec in specs])
     states = [job.state if job is not None else None for job in found]
     equal(states, [State.PENDING, State.SCHEDULED, State.PENDING], "states")
+
+
+@case(needs=("durable", "limits", "schedules", "dependencies", "steps", "capacity"))
+async def what_was_set_and_what_waits_outlives_all_connections(h: Harness) -> None:
+    first = h.backend
+    await first.limits([Limit(type="work", rate=1, period_ms=10**7, burst=3, concurrency=2)])
+    define = ScheduleChange(name="nightly", define=Schedule(name="nightly", spec=h.spec(), every_ms=10**7), paused=True)
+    await first.schedules([define])
+    await first.queues([QueueChange(queue="default", capacity=4)])
+    jobs = [await h.start(), await h.start()]
+    await h.beat(notes=[Note(id=jobs[0].id, token=jobs[0].token, step="a", result=b"1")])
+    child = await h.add(after=(jobs[0].id, jobs[1].id))
+    wanted = (await first.limits(), await first.schedules(), await first.queues())
+    await first.close()
+    h.backend = await h.open()
+    found = (await h.backend.limits(), await h.backend.schedules(), await h.backend.queues())
+    equal(found, wanted, "limits, schedules and queues of a new connection")
+    await h.enqueue(2)
+    equal(await h.claim(5), [], "claimed while both slots are taken")
+    equal((await h.record(jobs[0].id)).steps, {"a": b"1"}, "steps")
+    for job in jobs:
+        await h.settle(job)
+    equal(await h.state(child), State.PENDING, "state of the child after both parents")
+    equal(len(await h.claim(5)), 1, "claimed with one token left")
 
 
 @case()

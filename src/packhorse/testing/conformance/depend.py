@@ -54,11 +54,15 @@ async def a_record_says_what_its_job_waits_for(h: Harness) -> None:
     child = await h.add(after=parents, after_failed="continue", workflow="w", node="join")
     plain = await h.add(workflow="w")
     record = await h.record(child)
-    equal((record.after, record.after_failed, record.waiting_for), (parents, "continue", 2), "after, policy, waiting_for")
+    equal(
+        (record.after, record.after_failed, record.waiting_for), (parents, "continue", 2), "after, policy, waiting_for"
+    )
     equal((record.workflow, record.node), ("w", "join"), "workflow, node")
     equal((record.attempt, record.started_at_ms, record.finished_at_ms), (0, None, None), "attempt, started, finished")
     record = await h.record(plain)
-    equal((record.after, record.after_failed, record.waiting_for, record.node), ((), "cancel", 0, None), "of a plain job")
+    equal(
+        (record.after, record.after_failed, record.waiting_for, record.node), ((), "cancel", 0, None), "of a plain job"
+    )
     await _end(h, count=2)
     record = await h.record(child)
     equal((record.after, record.waiting_for, record.errors), (parents, 0, ()), "after its parents ended")
@@ -351,8 +355,8 @@ async def a_follow_up_may_wait_for_the_job_that_it_follows(h: Harness) -> None:
         delay_ms = h.step_ms if state is State.SCHEDULED else 0
         equal(await h.settle(job, state, delay_ms=delay_ms, follow_ups=(child, goes_on)), Verdict.APPLIED, "verdict")
         equal(await h.state(child.id), wanted, f"follow-up that waits for a job that is {state}")
-        wanted = State.PENDING if state in TERMINAL else State.WAITING
-        equal(await h.state(goes_on.id), wanted, f"follow-up that goes on, of a job that is {state}")
+        free = State.PENDING if state in TERMINAL else State.WAITING
+        equal(await h.state(goes_on.id), free, f"follow-up that goes on, of a job that is {state}")
         if state not in TERMINAL:
             await h.pass_time(h.step_ms + 1)
             (again,) = await h.claim(1, f"q-{state}")

@@ -170,6 +170,21 @@ async def replace_cancels_a_holder_that_has_not_started(h: Harness) -> None:
     equal([job.id for job in await h.claim(9)], [old], "claimed: one of four")
 
 
+@case(needs=("unique_windows", "dependencies"))
+async def replace_cancels_a_holder_that_waits(h: Harness) -> None:
+    replace = Unique(key="k", on_conflict="replace")
+    parent = await h.add(queue="parents")
+    old = await h.add(unique=replace, after=(parent,))
+    new = await h.add(unique=replace, after=(parent,))
+    record = await h.record(old)
+    equal(
+        (record.state, record.waiting_for, record.after), (State.CANCELLED, 0, (parent,)), "state, waiting_for, after"
+    )
+    (job,) = await h.claim(1, "parents")
+    await h.settle(job)
+    equal((await h.state(old), await h.state(new)), (State.CANCELLED, State.PENDING), "states after the parent")
+
+
 @case("B33", needs=_NEEDS)
 async def replace_leaves_alone_what_runs_or_has_ended(h: Harness) -> None:
     replace = Unique(key="k", on_conflict="replace", for_ms=10**9)
@@ -212,7 +227,10 @@ async def replace_with_a_free_key_stores_the_job(h: Harness) -> None:
 async def a_refused_call_replaces_nothing(h: Harness) -> None:
     replaced = await h.add(unique=Unique(key="k"))
     holder = await h.add(unique=Unique(key="l"))
-    specs = [h.spec(unique=Unique(key="k", on_conflict="replace")), h.spec(unique=Unique(key="l", on_conflict="refuse"))]
+    specs = [
+        h.spec(unique=Unique(key="k", on_conflict="replace")),
+        h.spec(unique=Unique(key="l", on_conflict="refuse")),
+    ]
     await raises(UniqueConflict, h.backend.enqueue(specs), "a call with one key that is held")
     equal({job.id: job.state for job in await h.all()}, {replaced: State.PENDING, holder: State.PENDING}, "jobs")
     equal(await _holder(h, "k"), replaced, "holder")

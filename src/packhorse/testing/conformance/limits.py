@@ -42,7 +42,13 @@ async def a_rate_lets_its_burst_start_and_then_one_each_interval(h: Harness) -> 
 
 @case(needs=_CLOCK)
 async def the_burst_is_what_100_ms_give_and_at_least_1(h: Harness) -> None:
-    for rate, period_ms, wanted in ((5, 1_000, 1), (100, 1_000, 10), (25, 1_000, 2), (6_000, 60_000, 10), (1, 10**9, 1)):
+    for rate, period_ms, wanted in (
+        (5, 1_000, 1),
+        (100, 1_000, 10),
+        (25, 1_000, 2),
+        (6_000, 60_000, 10),
+        (1, 10**9, 1),
+    ):
         name = f"t{rate}-{period_ms}"
         await _limit(h, type=name, rate=rate, period_ms=period_ms)
         await h.enqueue(30, type=name, queue=name)
@@ -410,7 +416,14 @@ async def code_never_overrides_an_operator(h: Harness) -> None:
 
 @case(needs=_NEEDS)
 async def limits_are_answered_by_type_and_key(h: Harness) -> None:
-    names: list[tuple[str, str | None]] = [("b", None), ("a", "z"), ("a", EACH_KEY), ("c", "k"), ("a", None), ("a", "ü")]
+    names: list[tuple[str, str | None]] = [
+        ("b", None),
+        ("a", "z"),
+        ("a", EACH_KEY),
+        ("c", "k"),
+        ("a", None),
+        ("a", "ü"),
+    ]
     for name, key in names:
         await _limit(h, type=name, key=key, concurrency=1)
     found = [(limit.type, limit.key) for limit in await h.backend.limits()]

@@ -84,7 +84,18 @@ async def a_schedule_is_kept_as_it_was_defined(h: Harness) -> None:
     (found,) = await (await h.open()).schedules()
     for name in ("name", "cron", "every_ms", "tz", "missed", "overlap", "jitter_ms", "source"):
         equal(getattr(found, name), getattr(wanted, name), name)
-    for name in ("type", "payload", "queue", "priority", "max_attempts", "timeout_ms", "key", "tags", "meta", "delay_ms"):
+    for name in (
+        "type",
+        "payload",
+        "queue",
+        "priority",
+        "max_attempts",
+        "timeout_ms",
+        "key",
+        "tags",
+        "meta",
+        "delay_ms",
+    ):
         equal(getattr(found.spec, name), getattr(spec, name), f"{name} of the spec")
     equal((found.paused, found.next_ms), (False, None), "paused, next slot")
     true(found.revision > 0, "it has no revision")
@@ -285,7 +296,9 @@ async def a_firing_stores_its_jobs_and_moves_the_schedule_on(h: Harness) -> None
     equal(await h.state(later.id), State.SCHEDULED, "state of the delayed one")
     moved = await _schedule(h)
     stands = (moved.done_ms, moved.next_ms, moved.revision)
-    equal(stands, (schedule.done_ms + h.step_ms, schedule.done_ms + 2 * h.step_ms, schedule.revision), "where it stands")
+    equal(
+        stands, (schedule.done_ms + h.step_ms, schedule.done_ms + 2 * h.step_ms, schedule.revision), "where it stands"
+    )
     equal(await h.backend.fire([]), [], "verdicts of nothing")
 
 

@@ -1,4 +1,4 @@
-"""Concurrency limits: a slot is taken by a start and comes back by every way a job can leave; what limits say and ring."""
+"""Concurrency limits: a slot comes back by every way a job can leave. And what limits say of themselves, and ring."""
 
 from __future__ import annotations
 
@@ -148,7 +148,9 @@ async def never_more_run_than_the_limit_whoever_claims(h: Harness) -> None:
 
     async def work(name: str, backend: Backend) -> None:
         for _ in range(400):
-            jobs = await h.claim(chance.below(5), *chance.choice((("a", "b"), ("b", "a"))), worker=name, backend=backend)
+            jobs = await h.claim(
+                chance.below(5), *chance.choice((("a", "b"), ("b", "a"))), worker=name, backend=backend
+            )
             running = await h.all(states=(State.RUNNING,))
             true(len(running) <= 4, f"{len(running)} run at once")
             true(sum(job.key == "k" for job in running) <= 2, "too many of a key run at once")

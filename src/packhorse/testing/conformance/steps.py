@@ -10,6 +10,7 @@ from .case import case, equal
 from .harness import Harness
 
 _NEEDS = ("steps",)
+_NONSENSE = "nonsense"
 
 
 def _step(job: Claimed, name: str, result: bytes = b"1", token: str | None = None) -> Note:
@@ -62,7 +63,7 @@ async def a_step_of_a_job_that_is_not_held_is_not_kept(h: Harness) -> None:
     pending = await h.beat(notes=[_step(old, "late")])
     equal((pending, await _steps(h, old.id)), ({}, {"kept": b"1"}), "held, steps while it is pending")
     (new,) = await h.claim(worker="w2")
-    await h.beat(notes=[_step(old, "zombie"), _step(new, "nonsense", token="nonsense")])
+    await h.beat(notes=[_step(old, "zombie"), _step(new, "nonsense", token=_NONSENSE)])
     equal(await _steps(h, new.id), {"kept": b"1"}, "steps while another runs it")
     await h.beat("w2", notes=[_step(new, "mine", b"2")])
     await h.settle(new)

@@ -21,24 +21,31 @@ class Admission:
         self.left_out: set[str] = set()  # follow-ups and slots whose unique key was held
         self._book = book
         self._families = families
-        self._takers: dict[tuple[str, str], Entry] = {}  # (queue, unique key) → who took it last
+        self._takers: dict[tuple[str, str], list[Entry]] = {}  # (queue, unique key) → who took it, the last at the end
 
     # ---- unique keys -----------------------------------------------------------------------------------
 
     def holder(self, queue: str, key: str) -> Entry | None:
-        """Answer who keeps others from a key."""
-        entry = self._takers.get((queue, key))
-        if entry is None or entry.unique is None or entry.id not in self._book.jobs:
-            return None
-        held = entry.state in entry.unique.states or self._book.now_ms() < entry.created_ms + entry.unique.for_ms
-        return entry if held else None
+        """Answer who keeps others from a key: the last that took it, or an earlier one that came back to a state."""
+        for entry in reversed(self._takers.get((queue, key), [])):
+            if entry.unique is None or entry.id not in self._book.jobs:
+                continue
+            if entry.state in entry.unique.states or self._book.now_ms() < entry.created_ms + entry.unique.for_ms:
+                return entry
+        return None
+
+    def _take(self, entry: Entry) -> None:
+        if entry.unique is not None:
+            slot = (entry.queue, entry.unique.key)
+            others = [other for other in self._takers.get(slot, []) if other is not entry and self._book.is_live(other)]
+            self._takers[slot] = [*others, entry]
 
     def takes_key(self, entry: Entry) -> bool:
         """Let a job that starts over take its key, if it has one; answers False where another holds it."""
         if entry.unique is not None:
             if self.holder(entry.queue, entry.unique.key) not in {None, entry}:
                 return False
-            self._takers[entry.queue, entry.unique.key] = entry
+            self._take(entry)
         return True
 
     def _blocker(self, spec: JobSpec) -> Entry | None:
@@ -60,8 +67,7 @@ class Admission:
                 holder.waiting_on = {}
                 self._book.move(holder, State.CANCELLED)
         entry = self._book.add(spec)
-        if spec.unique is not None:
-            self._takers[spec.queue, spec.unique.key] = entry
+        self._take(entry)
         return entry
 
     # ---- enqueue ---------------------------------------------------------------------------------------

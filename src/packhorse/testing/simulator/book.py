@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ...backends.base import Keep
 from ...backends.memory import MemoryStore
 from ...job import LIVE, TERMINAL, TRANSITIONS, JobSpec, State
 
@@ -54,7 +55,8 @@ class Entry:
 
     __slots__ = (
         "after", "after_failed", "attempt", "cancel_requested", "children", "created_ms", "delay_ms", "due_ms", "ended",
-        "held_by_parent", "id", "key", "kind", "label", "life", "max_attempts", "overtaken", "parked_ms", "payload",
+        "ended_ms",
+        "held_by", "id", "key", "kind", "label", "life", "max_attempts", "overtaken", "parked_ms", "payload",
         "priority", "queue", "runs", "schedule", "skips", "state", "steps", "token", "turn", "type", "unique",
         "waiting_on", "worker",
     )  # fmt: skip
@@ -81,12 +83,13 @@ class Entry:
         self.parked_ms: int | None = None
         self.life = 1  # 1 + reruns, by an operator or because of a parent
         self.ended = 0  # terminal states recorded
+        self.ended_ms = 0  # when the last of them was
         self.runs: dict[str, Run] = {}  # by token
-        self.after: list[Entry] = []
+        self.after: list[str] = []
         self.after_failed = spec.after_failed
         self.waiting_on: dict[str, Entry] = {}  # parents that have not ended
-        self.children: list[Entry] = []
-        self.held_by_parent = False  # cancelled because of a parent
+        self.children: dict[str, Entry] = {}
+        self.held_by: str | None = None  # the parent because of which it was cancelled
         self.schedule = spec.schedule
         self.skips = False  # of a schedule that must not have two live jobs
         self.steps: dict[str, bytes] = {}
@@ -153,6 +156,7 @@ class Book:
         self._touched[entry.id] = entry
         if state in TERMINAL:
             entry.ended += 1
+            entry.ended_ms = self.now_ms()
             del self.live[entry.id]
             if entry.children:
                 self.unserved.append(entry)
@@ -176,9 +180,44 @@ class Book:
         del self.jobs[entry.id]
         self._touched.pop(entry.id, None)
         self.deleted.add(entry.id)
-        for parent in entry.after:
-            if entry in parent.children:
-                parent.children.remove(entry)
+        for parent in self.parents(entry):
+            parent.children.pop(entry.id, None)
+
+    def drop(self, keep: Keep) -> int:
+        """Take out what a tick has dropped from the store; answers how many jobs that were. Raises Violation."""
+        keep_ms = {
+            State.SUCCEEDED: keep.succeeded_ms,
+            State.FAILED: keep.failed_ms,
+            State.CANCELLED: keep.cancelled_ms,
+        }
+        gone = [entry for entry in self.jobs.values() if entry.id not in self.store.jobs]
+        for entry in gone:
+            age_ms = self.now_ms() - entry.ended_ms
+            if entry.state not in TERMINAL or age_ms < keep_ms[entry.state]:
+                raise Violation(f"{entry.label} ({entry.state}) is gone from the store after {age_ms} ms")
+            living = next((child.label for child in entry.children.values() if self.is_live(child)), None)
+            if living is not None:
+                raise Violation(f"{entry.label} was dropped while its child {living} lives")
+            self._check_end(entry)
+            self.remove(entry)
+        return len(gone)
+
+    def _check_end(self, entry: Entry) -> None:
+        """Check what must hold of a job whose story is over. Raises Violation."""
+        if entry.ended != entry.life:
+            raise Violation(f"{entry.label} was ended {entry.ended} times in {entry.life} lives")
+        spent = sum(1 for run in entry.runs.values() if run.started_ms is not None and not run.refunded)
+        if spent > entry.max_attempts * entry.life:
+            raise Violation(f"{entry.label} was started {spent} times in {entry.life} × {entry.max_attempts}")
+
+    def close(self) -> None:
+        """Check all jobs when all is over. Raises Violation."""
+        for entry in self.jobs.values():
+            self.compare(entry)
+            self._check_end(entry)
+        if len(self.store.jobs) != len(self.jobs):
+            odd = sorted(self.store.jobs.keys() ^ self.jobs.keys())
+            raise Violation(f"the store has {len(self.store.jobs)} jobs, the book {len(self.jobs)}: {odd[:3]}")
 
     def compare_touched(self) -> None:
         """Compare what moved with the store. Raises Violation."""
@@ -194,7 +233,7 @@ class Book:
         if (actual.state, actual.attempt, actual.token) != (entry.state, entry.attempt, entry.token):
             raise Violation(
                 f"{entry.label} is {entry.state}, attempt {entry.attempt}, token {entry.token} by the book, but "
-                f"{actual.state}, {actual.attempt}, {actual.token} in the store{_parents(entry)}"
+                f"{actual.state}, {actual.attempt}, {actual.token} in the store{self._family(entry)}"
             )
         if (actual.steps or {}) != entry.steps:
             raise Violation(f"{entry.label} keeps the steps {actual.steps}, by the book they are {entry.steps}")
@@ -205,10 +244,13 @@ class Book:
 
     def is_live(self, entry: Entry) -> bool:
         """Tell whether a job has not ended and is still there."""
-        return entry.state in LIVE and entry.id in self.jobs
+        return entry.state in LIVE and self.jobs.get(entry.id) is entry
 
+    def parents(self, entry: Entry) -> list[Entry]:
+        """Answer the parents of a job that are there."""
+        return [self.jobs[job_id] for job_id in entry.after if job_id in self.jobs]
 
-def _parents(entry: Entry) -> str:
-    """Say how the parents of a job stand, if it has any."""
-    told = ", ".join(f"{parent.label} {parent.state}" for parent in entry.after)
-    return f"; its policy is to {entry.after_failed}, its parents are {told}" if told else ""
+    def _family(self, entry: Entry) -> str:
+        """Say how the parents of a job stand, if it has any."""
+        told = ", ".join(f"{parent.label} {parent.state}" for parent in self.parents(entry))
+        return f"; its policy is to {entry.after_failed}, its parents are {told}" if told else ""

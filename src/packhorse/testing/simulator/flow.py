@@ -44,7 +44,9 @@ class Flow:
     """Watches claims and changes of limits."""
 
     def __init__(self, book: Book, paused: set[str]) -> None:
-        self.limits: dict[Name, Limit] = {}
+        self.limits: dict[Name, Limit] = {}  # by an operator
+        #: In force from the beginning: no worker may start anything before the store knows them.
+        self.declared: dict[Name, Limit] = {}
         self._book = book
         self._paused = paused
         self._buckets: dict[Name, _Bucket] = {}
@@ -58,17 +60,21 @@ class Flow:
         """Take over changes of limits, each of which names all parts. Raises Violation."""
         for change in changes:
             name = (change.type, change.key)
+            if change.source:
+                if _told(_plain(change)) != _told(self.declared.get(name)):
+                    raise Violation(f"a worker declared {change}, and the code says {self.declared.get(name)}")
+                self._book.count("limit declared")
+                continue
             old = self.limits.get(name)
             if change.cleared or not (change.rate or change.concurrency):
                 self.limits.pop(name, None)
             else:
-                parts = {"rate": change.rate or None, "concurrency": change.concurrency or None}
-                self.limits[name] = msgspec.structs.replace(change, **parts)
+                self.limits[name] = _plain(change)
             self._book.count("limit changed" if old is not None else "limit set")
             self._book.say(who, f"limit {name}: {_told(self.limits.get(name))}")
             if _told(old) != _told(self.limits.get(name)):
                 self._forget(name)
-        found = {(limit.type, limit.key): _told(limit) for limit in answer}
+        found = {(limit.type, limit.key): _told(limit) for limit in answer if not limit.source}
         if found != {name: _told(limit) for name, limit in self.limits.items()}:
             raise Violation(f"the limits in force are {self.limits}, the store says {answer}")
 
@@ -82,10 +88,10 @@ class Flow:
 
     def of(self, entry: Entry) -> list[tuple[Limit, Name]]:
         """Answer the limits a job must pass, with the name under which its starts are counted."""
-        if not self.limits:
+        if not self.limits and not self.declared:
             return []
         found: list[tuple[Limit, Name]] = []
-        whole = self.limits.get((entry.type, None))
+        whole = self.limits.get((entry.type, None)) or self.declared.get((entry.type, None))
         if whole is not None:
             found.append((whole, (entry.type, None)))
         if entry.key is not None:
@@ -103,7 +109,7 @@ class Flow:
 
     def claimed(self, entries: Sequence[Entry], queues: Sequence[str], room: int) -> None:
         """Check a claim that is in the book already; it could have taken `room` more. Raises Violation."""
-        if self.limits:
+        if self.limits or self.declared:
             for entry in entries:
                 for limit, name in self.of(entry):
                     self._check_start(entry, limit, name)
@@ -185,6 +191,11 @@ class Flow:
         elsewhere -= self._turns[entry.queue, entry.priority]
         if count > OVERTAKEN_MAX + elsewhere:
             raise Violation(f"{other.label} waits for its turn while {count} jobs of the key {entry.key} went first")
+
+
+def _plain(change: Limit) -> Limit:
+    parts = {"rate": change.rate or None, "burst": change.burst or None, "concurrency": change.concurrency or None}
+    return msgspec.structs.replace(change, **parts)
 
 
 def _shown(name: Name) -> str:

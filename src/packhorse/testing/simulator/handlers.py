@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ...app import Packhorse
 from ...backends.base import Backend
@@ -13,7 +13,7 @@ from ...context import Context
 from ...job import JobSpec
 from ...outcome import Cancel, Fail, Retry, Snooze
 from .ledger import Ledger, Run, Violation
-from .work import METERED, STEPS, TENANT
+from .work import DECLARED, METERED, PACE, PACED, STEPS, TENANT
 
 
 class Boom(Exception):
@@ -57,11 +57,11 @@ class Life(Protocol):
 
 
 class Stage:
-    """An app and the process that uses it now."""
+    """An app and the process that uses it now. Some of its limits and schedules are declared in its code."""
 
-    def __init__(self, *, rare: bool) -> None:
+    def __init__(self, kind: StageKind) -> None:
         self.app = Packhorse("memory://")
-        self.rare = rare
+        self.kind = kind
         self.life: Life | None = None
         self._register()
 
@@ -75,25 +75,40 @@ class Stage:
         async def plain(job: str, plan: dict[str, Any]) -> Any:
             return await _watched(self, plan, job, None, None)
 
-        task("work")(work)
+        worked = task("work")(work)
         task("plain")(plain)
         task(METERED)(work)
         task(TENANT)(work)
-        if self.rare:
+        if self.kind.rare:
             task("rare")(work)
+        if self.kind.limits:
+            rate, burst, concurrency = PACE
+            task(PACED, rate=f"{rate}/s", burst=burst, concurrency=concurrency)(work)
+        if self.kind.schedules:
+            payload = {"plan": {"kind": "nap", "ms": 300, "times": 1}}
+            schedule = partial(self.app.schedule, every="1s", name=DECLARED, overlap="skip", payload=payload)
+            schedule(queue="a", meta={"kind": "nap"})(worked)
+
+
+class StageKind(NamedTuple):
+    """What an app knows."""
+
+    rare: bool  # the job type of that name
+    limits: bool
+    schedules: bool
 
 
 class Stages:
     """Apps to be used by one process after the other: making one reads settings and compiles decoders."""
 
     def __init__(self) -> None:
-        self._free: dict[bool, list[Stage]] = {True: [], False: []}
+        self._free: dict[StageKind, list[Stage]] = {}
         self._taken: list[Stage] = []
 
-    def take(self, *, rare: bool) -> Stage:
-        """Answer one that nobody uses; `rare` says whether it knows the job type of that name."""
-        free = self._free[rare]
-        stage = free.pop() if free else Stage(rare=rare)
+    def take(self, kind: StageKind) -> Stage:
+        """Answer one that nobody uses."""
+        free = self._free.setdefault(kind, [])
+        stage = free.pop() if free else Stage(kind)
         self._taken.append(stage)
         return stage
 
@@ -101,7 +116,7 @@ class Stages:
         """Take all back when a world has ended."""
         for stage in self._taken:
             stage.life = None
-            self._free[stage.rare].append(stage)
+            self._free[stage.kind].append(stage)
         self._taken.clear()
 
 

@@ -15,7 +15,7 @@ from ...chance import Chance
 from ...job import Unique
 from ...worker.engine import Engine
 from ...worker.options import WorkerOptions
-from .handlers import Stage, Stages
+from .handlers import Stage, StageKind, Stages
 from .ledger import Ledger, Violation
 from .loop import US_PER_MS, Kernel, SimLoop
 from .network import Network
@@ -155,7 +155,8 @@ class Machine:
 
     def take_stage(self) -> Stage:
         """Answer the app for a new process."""
-        return self._stages.take(rare=self._rare)
+        features = self.features
+        return self._stages.take(StageKind(self._rare, "limits" in features, "schedules" in features))
 
     def fork_chance(self) -> Chance:
         """Answer a source of chance for a new process."""

@@ -13,7 +13,7 @@ from ...chance import Chance
 from ...errors import NotFound, Unavailable
 from ...job import State
 from .network import Wire
-from .work import SCHEDULES, Work
+from .work import DECLARED, SCHEDULES, Work
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class Operator:
         self._actions: list[Callable[[], Awaitable[object]]] = []
         if steering:
             self._actions += [self._cancel] * 5 + [self._rerun] * 2 + [self._pause, self._resume, self._look]
-        if "workflows" in features and steering:
+        if features & {"workflows", "steps"} and steering:
             self._actions += [self._rerun, self._rerun_failed, self._rerun_failed, self._rerun_failed]
         for feature, action in (
             ("deletes", self._delete),
@@ -105,12 +105,16 @@ class Operator:
     async def _end_schedules(self) -> None:
         """Remove schedules, or pause them: no slot of them becomes a job any more."""
         while live := [one for one in await self._insist(self._backend.schedules, []) if not one.paused]:
-            removed = self._chance.happens(0.5)
-            changes = [ScheduleChange(name=one.name, paused=None if removed else True, removed=removed) for one in live]
+            changes = [
+                ScheduleChange(name=one.name, removed=True)
+                if not one.source and self._chance.happens(0.5)
+                else ScheduleChange(name=one.name, paused=True)
+                for one in live
+            ]
             await self._insist(self._backend.schedules, changes)
 
     async def _lift_limits(self) -> None:
-        while limits := await self._insist(self._backend.limits, []):
+        while limits := [one for one in await self._insist(self._backend.limits, []) if not one.source]:
             await self._insist(self._backend.limits, [msgspec.structs.replace(one, cleared=True) for one in limits])
 
     async def _insist(self, call: Callable[[A], Awaitable[T]], argument: A) -> T:
@@ -128,18 +132,22 @@ class Operator:
     async def _rerun(self) -> None:
         chance = self._chance
         delay_ms = chance.choice((0, 0, 1 + chance.below(500)))
-        payload = b'{"plan": {"kind": "ok", "ms": 1, "times": 1}}' if chance.happens(0.2) else None
+        payload = self._payload()
         if ids := self._some():
             await self._insist(
                 self._backend.rerun, [Rerun(id=job_id, delay_ms=delay_ms, payload=payload) for job_id in ids]
             )
+
+    def _payload(self) -> bytes | None:
+        """Draw the edit of a rerun; None keeps the payload."""
+        return b'{"plan": {"kind": "ok", "ms": 1, "times": 1}}' if self._chance.happens(0.2) else None
 
     async def _rerun_failed(self) -> None:
         """Rerun some of what failed, whose children may wait for that."""
         page = await self._insist(self._backend.find, Query(states=(State.FAILED,), limit=6))
         if page.jobs:
             ids = sorted({self._chance.choice(page.jobs).id for _ in range(3)})
-            await self._insist(self._backend.rerun, [Rerun(id=job_id) for job_id in ids])
+            await self._insist(self._backend.rerun, [Rerun(id=job_id, payload=self._payload()) for job_id in ids])
 
     async def _delete(self) -> None:
         if ids := self._some():
@@ -173,8 +181,10 @@ class Operator:
         if fate < 3:
             await self._define()
             return
-        change = ScheduleChange(name=name, removed=True) if fate == 3 else ScheduleChange(name=name, paused=fate < 5)
+        name = self._chance.choice((name, name, DECLARED))
+        change = ScheduleChange(name=name, removed=True) if fate == 3 else ScheduleChange(name=name, paused=fate < 6)
         try:
             await self._insist(self._backend.schedules, [change])
         except NotFound:
-            await self._define()
+            if name != DECLARED:
+                await self._define()

@@ -21,7 +21,7 @@ class _Plan:
 
     def __init__(self, definition: Schedule, now_ms: int) -> None:
         self.definition = definition
-        self.paused = False
+        self.paused = definition.paused
         self.revision = 1
         self.done_ms = now_ms
         self.handed_ms: set[int] = set()  # when ticks handed it out as it stands now

@@ -14,11 +14,15 @@ from ...chance import Chance
 from ...clock import Clock
 from ...job import AFTER_FAILED, LIVE, JobSpec, State, Unique
 
-FEATURES = ("workflows", "limits", "keys", "windows", "capacity", "schedules", "steps", "deletes")
+FEATURES = ("workflows", "limits", "keys", "windows", "capacity", "schedules", "steps", "deletes", "drops")
 NODES_MAX = 12
 #: Types with limits: by type, and by key.
 METERED, TENANT = "metered", "tenant"
+#: A type whose limit the code declares: so many starts a second, so many at once after a pause, so many running.
+PACED, PACE = "paced", (4, 2, 2)
+#: Schedules of the operator, and one of the code that is steered like them.
 SCHEDULES = ("s1", "s2")
+DECLARED = "declared"
 
 #: kind of plan → how often it is drawn.
 KINDS = {
@@ -37,6 +41,9 @@ _STATES = (
     (State.PENDING,),
     (State.RUNNING, State.SUCCEEDED),
 )
+_LIMITED = ((METERED, None), (TENANT, None), (TENANT, EACH_KEY), (TENANT, EACH_KEY), (TENANT, "x"), (TENANT, "x"))
+#: (starts, period ms) of limits; 0: any rate. None so slow that a world would not come to its end.
+_RATES = ((0, 1_000), (0, 1_000), (2, 1_000), (2, 500), (4, 2_000), (4, 500), (20, 1_000), (20, 2_000))
 
 _encode = msgspec.json.Encoder().encode
 
@@ -44,11 +51,11 @@ _encode = msgspec.json.Encoder().encode
 def draw_features(chance: Chance) -> frozenset[str]:
     """Draw what a world knows beyond plain jobs: nothing, one thing, or some."""
     fate = chance.uniform(0.0, 1.0)
-    if fate < 0.2:
+    if fate < 0.15:
         return frozenset()
-    if fate < 0.5:
+    if fate < 0.4:
         return frozenset({chance.choice(FEATURES)})
-    return frozenset(feature for feature in FEATURES if chance.happens(0.4))
+    return frozenset(feature for feature in FEATURES if chance.happens(0.45))
 
 
 def draw_plan(chance: Chance, lease_ms: int, kind: str = "") -> dict[str, Any]:
@@ -61,6 +68,8 @@ def draw_plan(chance: Chance, lease_ms: int, kind: str = "") -> dict[str, Any]:
         plan["ms"] = 800 + chance.below(lease_ms)
     elif kind == "block":
         plan["ms"] = 1 + chance.below(lease_ms * 3 // 2)
+    elif kind == STEPS:
+        plan["ms"] = 1 + chance.below(lease_ms * 2)
     return plan
 
 
@@ -86,7 +95,7 @@ class Work:
             kind = STEPS
         plan = draw_plan(chance, self._lease_ms, kind)
         kind = plan["kind"]
-        job_type = chance.choice((METERED, TENANT)) if limited else "work"
+        job_type = chance.choice((METERED, TENANT, PACED)) if limited else "work"
         payload: dict[str, Any] = {"plan": plan}
         if limited or kind == STEPS:
             pass
@@ -175,29 +184,30 @@ class Work:
     def limit(self) -> Limit:
         """Draw a limit, all parts of it named, so that setting it twice is setting it once."""
         chance = self._chance
-        job_type, key = chance.choice(((METERED, None), (TENANT, None), (TENANT, EACH_KEY), (TENANT, "x")))
-        period_ms = chance.choice((500, 1_000, 2_000))
+        job_type, key = chance.choice(_LIMITED)
+        rate, period_ms = chance.choice(_RATES)
         return Limit(
             type=job_type,
             key=key,
-            rate=chance.choice((0, 2, 4, 20)),
+            rate=rate,
             period_ms=period_ms,
             burst=chance.choice((None, 1, 3)),
             concurrency=chance.choice((0, 1, 2, 3)),
-            cleared=chance.happens(0.15),
+            cleared=chance.happens(0.25),
         )
 
     def schedule(self, name: str) -> Schedule:
         """Draw the definition of a schedule. Its queue goes by its name: unique keys are of one queue."""
         chance = self._chance
         spec = self.spec()
+        limited = spec.type in {METERED, TENANT, PACED}
         plan = draw_plan(chance, self._lease_ms, chance.choice(_QUICK))
         return Schedule(
             name=name,
             spec=msgspec.structs.replace(
                 spec,
                 id="",
-                type=spec.type if spec.type in {METERED, TENANT} else "work",
+                type=spec.type if limited else "work",
                 payload=_encode({"plan": plan}),
                 queue=self._queues[len(name) % len(self._queues)],
                 delay_ms=0,
@@ -205,7 +215,7 @@ class Work:
                 timeout_ms=8_000,
                 meta={"kind": plan["kind"]},
             ),
-            every_ms=chance.choice((200, 500, 500, 1_000, 2_000)),
+            every_ms=chance.choice((1_000, 2_000) if limited else (200, 500, 500, 1_000, 2_000)),
             missed=chance.choice(("latest", "all", "skip")),
             overlap=chance.choice(("allow", "skip")),
             jitter_ms=chance.choice((0, 0, 150)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from ...backends.base import Limit
 from ...backends.memory import MemoryBackend, MemoryStore
 from ...chance import Chance
 from ...worker.options import WorkerOptions
@@ -19,7 +20,7 @@ from .loop import US_PER_MS, Kernel, SimLoop, Spinning
 from .machine import Life, Machine, SimClock
 from .network import Network, Wire
 from .storm import Striker, draw_storm
-from .work import Work, draw_features
+from .work import PACE, PACED, Work, draw_features
 
 LEASE_MS = 3_000
 PARK_MS = 4_000
@@ -75,11 +76,15 @@ class World:
         self.loop = SimLoop(self.kernel, "world")
         store = MemoryStore(SimClock(self.kernel))
         self.acknowledged: set[str] = set()
-        self.options = self._draw_options()
         self.features = draw_features(self._fork())
+        self.options = self._draw_options()
         self.ledger = Ledger(
             store, lambda: self.kernel.now_us // US_PER_MS, self.say, self, PARK_MS, self.options.concurrency
         )
+        if "limits" in self.features:
+            rate, burst, concurrency = PACE
+            limit = Limit(type=PACED, rate=rate, burst=burst, concurrency=concurrency)
+            self.ledger.flow.declared[PACED, None] = limit
         self.network = Network(self.loop, make_backend(store), self._fork(), self._witness, self.say)
         self.network.note = self._note
         self.storm = draw_storm(self._fork(), LEASE_MS)
@@ -91,8 +96,14 @@ class World:
         return Chance(self._chance.below(1 << 62))
 
     def _draw_options(self) -> WorkerOptions:
+        queues = self._chance.choice((("a",), ("a", "b")))
+        keep_ms = self._chance.choice((300, 2_000)) if "drops" in self.features else 86_400_000
         return WorkerOptions(
-            queues=self._chance.choice((("a",), ("a", "b"))),
+            queues=queues,
+            weights=self._chance.choice(((), (), (3, 1))) if len(queues) > 1 else (),
+            keep_succeeded_ms=keep_ms,
+            keep_failed_ms=keep_ms * 4,
+            keep_cancelled_ms=keep_ms,
             concurrency=self._chance.choice((1, 2, 5, 20)),
             lease_ms=LEASE_MS,
             park_ms=PARK_MS,

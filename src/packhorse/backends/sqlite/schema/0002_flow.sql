@@ -31,6 +31,7 @@ CREATE TABLE families (
     parents      INTEGER NOT NULL,         -- how many it has
     waiting_for  INTEGER NOT NULL,         -- its edges with done = 0, while it waits
     after_failed INTEGER NOT NULL,         -- 0 cancel 1 continue
+    held_by      INTEGER,                  -- the first parent that it was cancelled because of
     node         TEXT
 ) STRICT;
 
@@ -63,13 +64,14 @@ CREATE TABLE marks (
 
 -- ---- unique keys ----
 
--- Who took a key last. Whether that job still holds it is asked when somebody else wants it: keys.py.
+-- Who took a key, in this order. Whether one of them holds it is asked when somebody else wants it: keys.py.
 CREATE TABLE keys (
+    no     INTEGER PRIMARY KEY,
     queue  TEXT    NOT NULL,
     key    TEXT    NOT NULL,
     holder INTEGER NOT NULL,               -- jobs.seq
-    PRIMARY KEY (queue, key)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (queue, key, holder)
+) STRICT;
 INSERT INTO keys (queue, key, holder)
 SELECT queue, unique_key, seq FROM jobs WHERE unique_key IS NOT NULL AND state < 5;
 DROP INDEX held_keys;
