@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from packhorse.cli.jobs import JOBS
 from packhorse.cli.lazy import Entry
 from packhorse.cli.limits import LIMITS
+from packhorse.cli.schedules import SCHEDULES
 from packhorse.cli.main import COMMANDS, root
 from packhorse.cli.queues import QUEUES
 from packhorse.cli.workflows import WORKFLOWS
@@ -51,12 +52,12 @@ def test_help_mentions_every_option_and_says_what_it_is_for(words: str) -> None:
                 assert re.search(rf"(^|\s){re.escape(name)}\b", result.stdout), name
 
 
-@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES, LIMITS, WORKFLOWS])
+@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES, SCHEDULES, LIMITS, WORKFLOWS])
 def test_the_tables_name_commands_that_exist_and_no_name_twice(entries: dict[str, Entry]) -> None:
     names = [name for command, entry in entries.items() for name in (command, *entry.aliases)]
     assert len(names) == len(set(names))
-    groups = {id(JOBS): "jobs", id(QUEUES): "queues", id(LIMITS): "limits", id(WORKFLOWS): "workflows"}
-    group = groups.get(id(entries), "")
+    names_of = {"jobs": JOBS, "queues": QUEUES, "schedules": SCHEDULES, "limits": LIMITS, "workflows": WORKFLOWS}
+    group = next((name for name, table in names_of.items() if table is entries), "")
     for name, entry in entries.items():
         listed = CliRunner().invoke(root, [*group.split(), "--help"]).stdout
         assert f"  {name} " in listed

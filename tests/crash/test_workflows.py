@@ -15,7 +15,7 @@ from packhorse.job import TERMINAL, JobRecord, State
 from .harness import Lab, result
 
 FULL = os.environ.get("PACKHORSE_FULL") == "1"
-WORKER = ("-c", "20", "-p", "2", "--lease", "2s")
+WORKER = ("-c", "20", "-p", "2", "--lease", "3s")
 
 
 class Storm:
@@ -103,11 +103,12 @@ def check(lab: Lab, run: WorkflowRun, killed: set[int]) -> dict[str, JobRecord]:
             assert job.errors[-1].kind == "ParentFailed"
             continue
         assert job.state is not State.CANCELLED
-        assert 1 <= len(starts) <= job.attempt
-        assert all(start.pid in killed for start in starts[:-1]), f"{job.node} ran again although nobody was killed"
+        story = f"{job.node}: {[(line.what, line.attempt, line.pid, line.at) for line in mine]} {job.errors}"
+        assert 1 <= len(starts) <= job.attempt, story
+        assert all(start.pid in killed for start in starts[:-1]), f"ran again although nobody was killed: {story}"
         for parent in job.after:
             last = lines[parent][-1].at if parent in lines else -1
-            assert last < mine[0].at, f"{job.node} started before {records[parent].node} had ended"
+            assert last < mine[0].at, f"started before {records[parent].node} had ended (line {last}): {story}"
     return {str(job.node): job for job in records.values()}
 
 

@@ -61,11 +61,10 @@ def test_the_readme_programs_run(tmp_path: Path) -> None:
     for command in commands:
         if command.startswith("packhorse worker"):
             worker = subprocess.Popen(
-                [sys.executable, "-m", *command.split()], cwd=tmp_path, stderr=subprocess.PIPE, env=environ
+                [sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, stderr=subprocess.PIPE, env=environ
             )
         else:
-            words = [sys.executable, "-m", *re.findall(r"'[^']*'|\S+", command)]
-            run(tmp_path, [word.strip("'") for word in words], environ)
+            run(tmp_path, [sys.executable, "-m", *shlex.split(command)], environ)
     try:
         limit = time.monotonic() + 30
         while time.monotonic() < limit:

@@ -1,4 +1,4 @@
-"""Tests of the test: each store and worker of broken.py must be caught within the stated number of seeds.
+"""Tests of the test: each store and worker of broken*.py must be caught within the stated number of seeds.
 
 `SEEDS` says from which seed and how many are tried: at least twice what was needed on 2026-11-22 at three places.
 Most need fewer than ten.
@@ -50,6 +50,43 @@ WORDS = {
     "parks_by_its_own_clock": "it was to be offered around",
     "gives_back_what_still_runs": "while its handler still runs",
     "leaks_a_task_for_each_stop": "left 1 tasks",
+    "LeaksASlotOnRelease": "was left by a claim that had room",
+    "GivesASlotBackTwice": "the limit is",
+    "JudgesLimitsByWorker": "running jobs of",
+    "JudgesRatesByWorker": "one start too many",
+    "ForgetsLimitsAtARestart": "the limit is",
+    "LooksAtTheTypeAlone": "the limit is",
+    "CountsTheBucketTwice": "the limit is",
+    "EmptiesAnotherBucket": "one start too many",
+    "RefillsBucketsWhenSetAgain": "one start too many",
+    "StopsTheQueue": "was left by a claim that had room",
+    "TakesAFullClaimOrNone": "was left by a claim that had room",
+    "CountsRoomForEachJobAlone": "jobs were let into",
+    "CountsDelayedJobs": "there was room",
+    "HoldsKeysWhileTheyLiveOnly": "unique key",
+    "RefusesNobody": "should have been refused",
+    "LosesStepsOnLapse": "keeps the steps",
+    "LosesStepsOnRetry": "keeps the steps",
+    "KeepsStepsOfOldRuns": "keeps the steps",
+    "KeepsStepsAfterANewPayload": "keeps the steps",
+    "DropsParentsOfLiveChildren": "was dropped while its child",
+    "DropsTooEarly": "is gone from the store",
+    "FiresWithoutAGuard": "it stands: False",
+    "FiresWithoutItsRevision": "it stands: False",
+    "FiresWhilePaused": "it stands: False",
+    "LetsSlotsOverlap": "holds its unique key schedule:",
+    "FiresRemovedSchedules": "was stale, and its jobs were stored",
+    "serves_keys_in_the_order_they_came": "waits for its turn",
+    "claims_before_its_limits_are_known": "the limit is",
+    "gives_up_to_declare": "the limit is",
+    "takes_every_new_job_for_a_holder": "were let into",
+    "fires_again_with_fresh_ids": "has two jobs",
+    "fires_one_slot_of_many": "by its policy",
+    "makes_good_what_it_should_skip": "by its policy",
+    "looks_at_schedules_once": "late, and all is calm",
+    "answers_a_step_before_it_is_kept": "which is not kept",
+    "takes_a_lost_call_for_done": "which is not kept",
+    "does_kept_steps_again": "though it is kept",
 }
 
 

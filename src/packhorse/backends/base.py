@@ -181,7 +181,7 @@ class Backend(ABC):
 
         No more of a type, or of a type and key, than its limits let start now (`packhorse.limits`), over all workers;
         what they hold back delays nothing else, and costs the claim nothing. A job that runs counts, whoever runs it,
-        until it is settled or lapses. When a limit opens, a tick or the settlement that opened it rings the queue.
+        until it is settled or lapses. When a limit opens, a tick or the verb that opened it rings the queue.
         """
 
     @abstractmethod
@@ -189,9 +189,9 @@ class Backend(ABC):
         """End attempts. Each is APPLIED if the job runs under that very token, else STALE and changes nothing.
 
         Follow-ups are stored if and only if the settlement is APPLIED, in the same move; so is the unique key
-        freed, before them. A follow-up whose own key is held is left out: its effect is there already, and no capacity
-        holds for them; one of an unknown parent is stored as if that had failed. A job that was asked to stop goes to
-        `cancelled` where it would have gone to `scheduled` or `pending`.
+        freed, before them. A follow-up whose own key is held is left out, unless it replaces the holder: its effect is
+        there already. No capacity holds for them; one of an unknown parent is stored as if that had failed. A job that
+        was asked to stop goes to `cancelled` where it would have gone to `scheduled` or `pending`.
 
         Children of a job that ended, here or by any other verb: the last parent to end frees them, each once; one that
         ended badly cancels those with `after_failed="cancel"`, and theirs in turn. In the same move for the first

@@ -324,8 +324,9 @@ class MemoryStore:
             if spec.after and answer.created:
                 children.append((self.jobs[spec.id], spec))
         for job, spec in children:
+            job.after = tuple(dict.fromkeys(instead.get(parent, parent) for parent in spec.after))
             if job.state is State.WAITING:  # else it was replaced by another of this call
-                self._join_family(job, spec, instead, now_ms)
+                self._join_family(job, spec, now_ms)
         return answers
 
     def _add(self, spec: JobSpec, now_ms: int) -> Enqueued:
@@ -371,9 +372,8 @@ class MemoryStore:
             self.start_over(job, spec.delay_ms, now_ms)
         return Enqueued(spec.id, True)
 
-    def _join_family(self, job: StoredJob, spec: JobSpec, instead: dict[str, str], now_ms: int) -> None:
+    def _join_family(self, job: StoredJob, spec: JobSpec, now_ms: int) -> None:
         """Let a new job wait for its parents, or end because of one."""
-        job.after = tuple(dict.fromkeys(instead.get(parent, parent) for parent in spec.after))
         for name in job.after:
             parent = self.jobs.get(name)
             if parent is not None:

@@ -130,7 +130,9 @@ class Ticked(msgspec.Struct, frozen=True, kw_only=True):
     promoted: int = 0
     lapsed: int = 0
     dropped: int = 0
-    freed: int = 0  # children whose parents ended a while ago, more than one move could free
+    freed: int = (
+        0  # children told of the end of a parent: by this tick, or too many for an earlier move
+    )
     next_due_ms: int | None = None
     now_ms: int = 0
     schedules: tuple[Schedule, ...] = ()
@@ -185,7 +187,8 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     the very key goes before it); a job must pass both that of its type and that of its key. `source` says who set it:
     "" an operator, else the app's code, which never overrides an operator.
 
-    As a change: None leaves a part as it is, 0 lifts it, `cleared` removes the limit.
+    As a change: None leaves a part as it is, 0 lifts it, `cleared` removes the limit. A new rate brings its own
+    period and burst.
     """
 
     type: str

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ..backends.base import ERRORS_KEPT_MAX, Enqueued, Rerun
-from ..job import AGEING_MS, LIVE, TERMINAL, JobError, JobRecord, JobSpec, State, Unique, fair_turn
+from ..job import AGEING_MS, LIVE, JobError, JobRecord, JobSpec, State, Unique, fair_turn
 
 LAPSED = "LeaseLapsed"
 PARENT_FAILED = "ParentFailed"
