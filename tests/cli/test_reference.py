@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from packhorse.cli.jobs import JOBS
 from packhorse.cli.lazy import Entry
 from packhorse.cli.limits import LIMITS
-from packhorse.cli.schedules import SCHEDULES
 from packhorse.cli.main import COMMANDS, root
 from packhorse.cli.queues import QUEUES
+from packhorse.cli.schedules import SCHEDULES
 from packhorse.cli.workflows import WORKFLOWS
 from packhorse.settings import ALIASES, Settings, own_name
 

@@ -130,9 +130,7 @@ class Ticked(msgspec.Struct, frozen=True, kw_only=True):
     promoted: int = 0
     lapsed: int = 0
     dropped: int = 0
-    freed: int = (
-        0  # children told of the end of a parent: by this tick, or too many for an earlier move
-    )
+    freed: int = 0  # children told of the end of a parent: by this tick, or too many for an earlier move
     next_due_ms: int | None = None
     now_ms: int = 0
     schedules: tuple[Schedule, ...] = ()
