@@ -40,7 +40,7 @@ async def opened(path: Path, options: str = "", clock: Clock = SYSTEM_CLOCK) -> 
 
 def new(count: int = 1, **fields: Any) -> list[JobSpec]:
     """Specs with new ids."""
-    return [JobSpec(id=job_id, type="t", **fields) for job_id in CHANCE.ids(SYSTEM_CLOCK.now_ms(), count)]
+    return [JobSpec(**{"id": job_id, "type": "t", **fields}) for job_id in CHANCE.ids(SYSTEM_CLOCK.now_ms(), count)]
 
 
 def unique(key: str, on_conflict: str = "existing") -> Unique:

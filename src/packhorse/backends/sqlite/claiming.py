@@ -12,6 +12,7 @@ import msgspec
 
 from ...job import AGEING_MS, Claimed, State
 from ..base import Settlement, WorkerInfo
+from .limit_rows import tidy
 from .limiting import Choice
 from .moving import settle
 from .ops import WRITE, Transaction
@@ -109,6 +110,8 @@ def take(tx: Transaction, claim: Claim) -> list[Claimed]:
                 tx.places.claimed(queue, max(turns))
         if choice is not None:
             choice.left(taken)
+            if choice.untidy and len(taken) < left:
+                tidy(tx)
         claimed += [_claimed(tx.db, one, token, queue) for one in taken]
     if claimed or not _lease_is_fresh(tx.db, tx.now_ms, claim):
         info = to_json(WorkerInfo(id=claim.worker, queues=claim.queues)).decode()

@@ -36,8 +36,9 @@ _decode_running = msgspec.json.Decoder(list[tuple[int, str, str | None]]).decode
 _LANE = "UPDATE jobs NOT INDEXED SET lane = m.value ->> 1 FROM json_each(?) AS m WHERE jobs.seq = m.value ->> 0"
 _WAKE = "UPDATE lanes SET opens_at_ms = NULL, asleep_at_ms = NULL WHERE type = ? AND opens_at_ms IS NOT NULL"
 _COUNT = f"SELECT count(*) FROM jobs INDEXED BY busy WHERE state = {RUNNING} AND lane IS NOT NULL AND type = ?1"
+# Lanes by key whose limits are gone never sleep, so the index of those that may be looked at has them all.
 _LEFT = f"""
-SELECT EXISTS (SELECT 1 FROM lanes WHERE type = ?1)
+SELECT EXISTS (SELECT 1 FROM lanes INDEXED BY lanes_open WHERE opens_at_ms IS NULL AND type = ?1)
     OR EXISTS (SELECT 1 FROM jobs INDEXED BY busy WHERE state = {RUNNING} AND lane IS NOT NULL AND type = ?1)
     OR EXISTS (
         SELECT 1 FROM ({QUEUES_WITH_LANES}) AS q WHERE EXISTS (

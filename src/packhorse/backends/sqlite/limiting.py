@@ -129,9 +129,11 @@ _WAKE = """
 UPDATE lanes SET opens_at_ms = NULL, asleep_at_ms = NULL
 WHERE opens_at_ms <= ?1 AND opens_at_ms IS NOT NULL OR asleep_at_ms > ?1 AND asleep_at_ms IS NOT NULL
 """
+# They are all there: an UPDATE would look for each in the whole queue.
 _SLEEP = """
-UPDATE lanes SET opens_at_ms = m.value ->> 1, asleep_at_ms = ?3 FROM json_each(?2) AS m
-WHERE queue = ?1 AND lanes.lane = m.value ->> 0
+INSERT INTO lanes (queue, lane, type, head, opens_at_ms, asleep_at_ms)
+SELECT ?1, value ->> 0, '', 0, value ->> 1, ?3 FROM json_each(?2) WHERE TRUE
+ON CONFLICT (queue, lane) DO UPDATE SET opens_at_ms = excluded.opens_at_ms, asleep_at_ms = excluded.asleep_at_ms
 """
 _NEW_HEADS = f"""
 UPDATE lanes SET head = coalesce((
@@ -202,6 +204,7 @@ class Choice:
         self._heads: dict[str, int] = {}
         self._cut = False  # there are lanes that were not looked at
         self._depth = 0  # jobs of a lane to look at; 0: as many as seem right
+        self.untidy = False  # there are lanes of limits that are gone
         self._whole = True  # what was looked at has all columns
         self._sifted = 0
 
@@ -255,6 +258,7 @@ class Choice:
         types = _decode_types(text)
         tx.hints.limits = bool(types)
         tx.places.limited = {job_type: bool(by_key) for job_type, live, by_key, *_ in types if live}
+        self.untidy = any(not live or in_lanes > by_key for _, live, by_key, in_lanes, _ in types)
         if paused:
             return None
         if any(in_lanes for _, _, _, in_lanes, _ in types):
