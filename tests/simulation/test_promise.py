@@ -61,7 +61,7 @@ def test_every_fault_strikes(summary, fault):
         "rerun with another payload", "rerun: conflict", "delete: done", "delete: live",
         "dropped", "limit declared", "limit set", "limit changed",
         "start under a limit", "held back by rate", "held back by concurrency",
-        "a turn of another key", "replaced", "refused: UniqueConflict", "refused: QueueFull", 
+        "a turn of another key", "replaced", "refused: UniqueConflict", "refused: QueueFull",
         "left out for its key", "capacity set", "schedule defined", "schedule redefined", "schedule paused",
         "schedule removed", "slot fired", "slot skipped", "slots made good", "fire: stale",
         "step kept", "step kept again", "step answered",

@@ -114,10 +114,10 @@ class Admission:
 
     def _join(self, who: str, entry: Entry, spec: JobSpec, instead: dict[str, str]) -> None:
         """Give a new job its parents. A job that waits when it is new has none yet."""
+        parents = entry.after = list(dict.fromkeys(instead.get(parent, parent) for parent in spec.after))
         if entry.state is not State.WAITING:
-            return  # replaced by another of this call
-        parents = [instead.get(parent, parent) for parent in spec.after]
-        self._families.join(entry, parents)
+            return  # replaced by another of this call; a rerun waits for them all the same
+        self._families.join(entry)
         names = " ".join(self._book.label(parent) for parent in parents)
         self._book.say(who, f"enqueue {entry.label} {entry.kind} after {names} ({entry.after_failed}) → {entry.state}")
 

@@ -17,10 +17,9 @@ class Families:
     def __init__(self, book: Book) -> None:
         self._book = book
 
-    def join(self, entry: Entry, parents: list[str]) -> None:
+    def join(self, entry: Entry) -> None:
         """Let a new job wait for its parents, or end because of one. An unknown one counts as failed."""
         book = self._book
-        entry.after = list(dict.fromkeys(parents))
         for parent in book.parents(entry):
             parent.children[entry.id] = entry
         bad = [job_id for job_id in entry.after if job_id not in book.jobs or book.jobs[job_id].state in _BAD]
