@@ -93,6 +93,31 @@ def check_family(specs: Sequence[JobSpec]) -> None:
         )
 
 
+def parents_first(specs: Sequence[JobSpec]) -> list[int]:
+    """Answer the order in which the specs of a call are looked at: as given, but each after its parents in the call.
+
+    It matters where unique keys and parents meet. A parent whose key is held makes its child wait for the holder, and
+    with this order that is never the child itself or one that waits for it.
+    """
+    if not (any(spec.after for spec in specs) and any(spec.unique is not None for spec in specs)):
+        return list(range(len(specs)))
+    place: dict[str, int] = {}
+    for number, spec in enumerate(specs):
+        place.setdefault(spec.id, number)
+    order: dict[int, None] = {}
+    for number in range(len(specs)):
+        path = [number]
+        while path:
+            spec = specs[path[-1]]
+            ahead = (place[parent] for parent in spec.after if parent in place)
+            parent_place = next((one for one in ahead if one not in order), None)
+            if parent_place is None or parent_place == path[-1]:
+                order[path.pop()] = None
+            else:
+                path.append(parent_place)
+    return list(order)
+
+
 def _check_unique(unique: Unique, capabilities: Capabilities) -> None:
     if not capabilities.unique:
         raise Unsupported("unique")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ..backends.base import ERRORS_KEPT_MAX, Enqueued, Rerun
+from ..backends.base import ERRORS_KEPT_MAX, Enqueued, Rerun, parents_first
 from ..job import AGEING_MS, LIVE, JobError, JobRecord, JobSpec, State, Unique, fair_turn
 
 LAPSED = "LeaseLapsed"
@@ -228,19 +228,20 @@ class ModelJobs:
         self._add_all(specs, now_ms, None)
 
     def _add_all(self, specs: Sequence[JobSpec], now_ms: int, reasons: list[tuple[str, ...]] | None) -> list[Enqueued]:
-        answers = []
+        answers: dict[int, Enqueued] = {}
         instead: dict[str, str] = {}
-        for spec in specs:
-            answer = self._add(spec, now_ms, reasons)
-            answers.append(answer)
+        for number in parents_first(specs):
+            spec = specs[number]
+            answer = answers[number] = self._add(spec, now_ms, reasons)
             if answer.id != spec.id:
                 instead[spec.id] = answer.id
-        for spec, answer in zip(specs, answers, strict=True):
+        for number, answer in answers.items():
+            spec = specs[number]
             job = self.jobs.get(spec.id)
             if answer.created and spec.after and job is not None and job.state is State.WAITING:
                 job.after = tuple(dict.fromkeys(instead.get(name, name) for name in spec.after))
                 self._join(job, now_ms)
-        return answers
+        return [answers[number] for number in range(len(specs))]
 
     def _join(self, job: ModelJob, now_ms: int) -> None:
         for name in job.after:

@@ -13,7 +13,7 @@ import msgspec
 
 from ...errors import QueueFull, UniqueConflict, UnknownParent
 from ...job import AFTER_FAILED, JobSpec, rank
-from ..base import DUE_TOPIC, REPLACEABLE, Enqueued, add_error, holds_key, job_topic, replaced_by
+from ..base import DUE_TOPIC, REPLACEABLE, Enqueued, add_error, holds_key, job_topic, parents_first, replaced_by
 from . import families, keys
 from .families import Parent
 from .keys import Holder, Slot
@@ -67,16 +67,17 @@ def _insert_plain(tx: Transaction, specs: list[JobSpec]) -> None:
 
 def enqueue(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
     """Store the jobs of one call, all or none; a refusal is raised before anything is written."""
-    plan = _Plan(tx, specs, refuse=True)
+    order = parents_first(specs)
+    plan = _Plan(tx, [specs[number] for number in order], refuse=True)
     _check_room(tx.db, plan)
-    answers = _carry_out(tx, plan)
+    answers = dict(zip(order, _carry_out(tx, plan), strict=True))
     families.serve(tx)
-    return answers
+    return [answers[number] for number in range(len(specs))]
 
 
 def add(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
     """Store what follows from a move: no capacity holds, what cannot be stored is left out, `serve` is the caller's."""
-    return _carry_out(tx, _Plan(tx, specs, refuse=False))
+    return _carry_out(tx, _Plan(tx, [specs[number] for number in parents_first(specs)], refuse=False))
 
 
 # ---- the plan ----------------------------------------------------------------------------------------------

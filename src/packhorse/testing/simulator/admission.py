@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...backends.base import Enqueued
+from ...backends.base import Enqueued, parents_first
 from ...errors import PackhorseError, QueueFull, UniqueConflict, UnknownParent
 from ...job import TERMINAL, JobSpec, State
 from .book import Book, Entry, Violation
@@ -77,7 +77,8 @@ class Admission:
         room = _Room(self._book, self.capacity, specs)
         made: list[tuple[Entry, JobSpec]] = []
         instead: dict[str, str] = {}
-        for spec, answer in zip(specs, answers, strict=True):
+        for number in parents_first(specs):
+            spec, answer = specs[number], answers[number]
             if answer.id != spec.id and not answer.created:
                 instead[spec.id] = answer.id
             entry = self._enqueue(who, spec, answer, room)
@@ -125,7 +126,7 @@ class Admission:
         """Enter jobs that follow from a move: one whose id is there or whose key is held is left out."""
         made: list[tuple[Entry, JobSpec]] = []
         instead: dict[str, str] = {}
-        for spec in specs:
+        for spec in (specs[number] for number in parents_first(specs)):
             blocker = self._blocker(spec)
             if spec.id in self._book.jobs or blocker is not None:
                 instead[spec.id] = spec.id if blocker is None else blocker.id

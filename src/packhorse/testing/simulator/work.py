@@ -176,9 +176,8 @@ class Work:
                 )
             )
         if chance.happens(0.3):
-            # Children may be named before their parents. Without unique keys: where a child takes the key of its own
-            # parent, the two wait for each other, for ever (found 2026-11-22; the contract has no rule for it yet).
-            nodes = [msgspec.structs.replace(node, unique=None) for node in reversed(nodes)]
+            # Children may be named before their parents.
+            nodes.reverse()
         return nodes
 
     def limit(self) -> Limit:
