@@ -75,7 +75,7 @@ class AcknowledgesBeforeCommit(MemoryBackend):
             if at_ms >= oldest_ms and job is not None and job.state in {State.PENDING, State.SCHEDULED}:
                 if job.unique is not None:
                     self.store.unique.pop((job.queue, job.unique), None)
-                job.place = (0, 0, 0)
+                self.store.leave_place(job)
                 del self.store.jobs[job_id]
 
 

@@ -42,7 +42,9 @@ SEEDS = {
     "FreesAChildTwice": (0, 150),
     "RevivesNobody": (0, 80),
     "RevivesWhatWasCancelledOnPurpose": (20_300, 200),
-    "RerunsChildrenBeforeTheirParents": (0, 150),
+    "RerunsChildrenBeforeTheirParents": (0, 600),
+    "JudgesLimitsByWorker": (0, 250),
+    "JudgesRatesByWorker": (0, 250),
     "FiresWithoutItsRevision": (0, 200),
     "FiresWhilePaused": (0, 80),
     "ResumesWhereItStopped": (0, 420),
@@ -58,7 +60,6 @@ SEEDS = {
 WORDS = {
     "SettlesByIdAlone": "an old run decided the outcome",
     "LapsesFromASnapshot": "lapsed though",
-    "AcknowledgesBeforeCommit": "gone from the store",
     "ClaimsInTwoSteps": "was claimed by",
     "ForgetsPausesAtOnce": "which is paused",
     "FreesKeysOnRetry": "unique key",
