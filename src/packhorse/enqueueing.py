@@ -57,24 +57,26 @@ class Store:
         return answers
 
     async def _store_batch(self, batch: Sequence[JobSpec], answers: list[Enqueued]) -> None:
-        together = self._together or self._full_timeout_ms == 0 or _belong_together(batch)
-        wait = _Wait(self._full_timeout_ms, self._chance)
+        wait: _Wait | None = None
         done, size = 0, len(batch)
         while done < len(batch):
             piece = batch[done : done + size]
             try:
                 stored = await self._backend.enqueue(piece)
             except QueueFull as full:
+                wait = wait or _Wait(self._full_timeout_ms, self._chance)
+                together = self._together or self._full_timeout_ms == 0 or _belong_together(batch)
                 if not together and len(piece) > 1:
                     size = len(piece) // 2
                 elif _room_wanted(piece, full.queue) > full.capacity or not await wait.pause():
                     raise
                 continue
-            await self._check_same(piece, stored)
+            if not all(answer.created for answer in stored):
+                await self._check_same(piece, stored)
             answers += stored
             done += len(piece)
             size *= 2
-            wait = _Wait(self._full_timeout_ms, self._chance)
+            wait = None
             if self._on_stored is not None:
                 await self._on_stored()
 

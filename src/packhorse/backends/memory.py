@@ -50,7 +50,6 @@ from .base import (
     landing,
     may_fire,
     page_limit,
-    parents_first,
     parse_cursor,
     queue_topic,
     wants_planning,
@@ -94,11 +93,7 @@ class MemoryBackend(Backend):
         store = self.store
         with store.lock:
             now_ms = store.clock.now_ms()
-            order = parents_first(specs)
-            ordered = [specs[number] for number in order]
-            store.refuse(ordered, now_ms)
-            found = dict(zip(order, store.add(ordered, now_ms), strict=True))
-            answers = [found[number] for number in range(len(specs))]
+            answers = store.enqueue(specs, now_ms)
             store.serve(now_ms)
             topics = self._rung({queue_topic(spec.queue) for spec in specs})
         if any(spec.delay_ms > 0 for spec in specs):
@@ -203,7 +198,7 @@ class MemoryBackend(Backend):
 
     def _add_rest(self, specs: Sequence[JobSpec], now_ms: int, topics: set[str]) -> None:
         """Store what follows from a move: no capacity holds, and a held key leaves a job out."""
-        self.store.add([specs[number] for number in parents_first(specs)], now_ms)
+        self.store.add(specs, now_ms)
         topics.update(queue_topic(spec.queue) if spec.delay_ms <= 0 else DUE_TOPIC for spec in specs)
 
     async def heartbeat(self, worker: WorkerInfo, lease_ms: int, notes: Sequence[Note] = ()) -> Pulse:

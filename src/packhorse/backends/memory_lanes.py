@@ -9,11 +9,13 @@ import heapq
 from collections import deque
 from collections.abc import Iterable
 
-import msgspec
-
 from ..job import AGEING_MS, JobRecord, State, Unique
 from ..limits import lane_of, merge_limit, opens_at_ms, take, tokens
 from .messages import EACH_KEY, Limit
+
+#: Shared by all jobs without children, or without parents to wait for. Nobody adds to them.
+NOBODY: dict[str, None] = {}
+NOTHING: set[str] = set()
 
 
 class StoredJob(JobRecord, kw_only=True):
@@ -25,8 +27,8 @@ class StoredJob(JobRecord, kw_only=True):
     place: tuple[int, int, int] = (0, 0, 0)  # its entry in a lane or the due heap; any other entry is out of date
     lane: str | None = None  # of its type, where that is limited; see packhorse.limits.lane_of
     lane_of: int = 0  # the number of changes of limits when it got that lane
-    children: dict[str, None] = msgspec.field(default_factory=dict)
-    waiting_on: set[str] = msgspec.field(default_factory=set)
+    children: dict[str, None]  # `NOBODY` for most: a dict and a set for each job would be a third of its memory
+    waiting_on: set[str]
     held_by: str | None = None  # the parent it was cancelled because of: revived with it
 
 

@@ -23,12 +23,13 @@ from .base import (
     holds_key,
     lapse_landing,
     parent_failed,
+    parents_first,
     queue_topic,
     replaced_by,
 )
 from .bells import Bells
 from .memory_choice import Choice
-from .memory_lanes import Entry, Limits, QueueLanes, StoredJob
+from .memory_lanes import NOBODY, NOTHING, Entry, Limits, QueueLanes, StoredJob
 
 _BAD = frozenset({State.FAILED, State.CANCELLED})
 
@@ -136,7 +137,7 @@ class MemoryStore:
         self.leave_place(job)
         job.state = state
         job.finished_at_ms = now_ms
-        job.waiting_on.clear()
+        job.waiting_on = NOTHING
         job.waiting_for = 0
         self.ended[state].append((now_ms, job.id))
         if job.children:
@@ -183,7 +184,7 @@ class MemoryStore:
         job.waiting_on = {parent for parent in job.after if parent in self.jobs and self.jobs[parent].state in LIVE}
         job.waiting_for = len(job.waiting_on)
         for parent in job.waiting_on:
-            self.jobs[parent].children[job.id] = None  # it may have been deleted and enqueued anew
+            _adopt(self.jobs[parent], job.id)  # it may have been deleted and enqueued anew
         if job.waiting_on:
             job.state = State.WAITING
         return bool(job.waiting_on)
@@ -252,8 +253,22 @@ class MemoryStore:
         others = [other for other in self.unique.get(slot, ()) if other in self.jobs and other != job_id]
         self.unique[slot] = [other for other in others if self.jobs[other].state in LIVE] + [job_id]
 
+    def enqueue(self, specs: Sequence[JobSpec], now_ms: int) -> list[Enqueued]:
+        """Store the jobs of a call, all of them or, with an error, none."""
+        order = parents_first(specs)
+        ordered = specs if order is None else [specs[number] for number in order]
+        self.refuse(ordered, now_ms)
+        answers = self._add_all(ordered, now_ms)
+        if order is None:
+            return answers
+        found = dict(zip(order, answers, strict=True))
+        return [found[number] for number in range(len(specs))]
+
     def refuse(self, specs: Sequence[JobSpec], now_ms: int) -> None:
         """Raise what refuses a call, before anything of it is stored."""
+        is_bounded = any(change.capacity for change in self.settings.values())
+        if not is_bounded and not any(spec.after or spec.unique is not None for spec in specs):
+            return
         ids = {spec.id for spec in specs}
         taken: dict[tuple[str, str], JobSpec | None] = {}  # keys that jobs of this call take; None: and do not hold
         room: dict[str, int] = {}
@@ -311,7 +326,12 @@ class MemoryStore:
             return spec.delay_ms <= 0 and all(state is State.SUCCEEDED for state in states)
         return spec.delay_ms <= 0 and all(state in TERMINAL for state in states)
 
-    def add(self, specs: Sequence[JobSpec], now_ms: int) -> list[Enqueued]:
+    def add(self, specs: Sequence[JobSpec], now_ms: int) -> None:
+        """Store what follows from a move: who cannot be stored is left out."""
+        order = parents_first(specs)
+        self._add_all(specs if order is None else [specs[number] for number in order], now_ms)
+
+    def _add_all(self, specs: Sequence[JobSpec], now_ms: int) -> list[Enqueued]:
         """Store jobs unless their id or unique key is there already. `after` may name one whose key was held."""
         answers: list[Enqueued] = []
         instead: dict[str, str] = {}
@@ -345,6 +365,8 @@ class MemoryStore:
             self.take_key(slot, spec.id)
         job = StoredJob(
             seq=next(self.seq),
+            children=NOBODY,
+            waiting_on=NOTHING,
             id=spec.id,
             type=spec.type,
             queue=spec.queue,
@@ -377,7 +399,7 @@ class MemoryStore:
         for name in job.after:
             parent = self.jobs.get(name)
             if parent is not None:
-                parent.children[job.id] = None
+                _adopt(parent, job.id)
         for name in job.after:
             parent = self.jobs.get(name)
             state = parent.state if parent is not None else State.FAILED
@@ -391,6 +413,12 @@ class MemoryStore:
 def _first_state(spec: JobSpec) -> State:
     """Answer the state of a new job; one with parents may also be freed or end at once."""
     return State.WAITING if spec.after else State.SCHEDULED if spec.delay_ms > 0 else State.PENDING
+
+
+def _adopt(parent: StoredJob, child: str) -> None:
+    if parent.children is NOBODY:
+        parent.children = {}
+    parent.children[child] = None
 
 
 def copied(meta: dict[str, str] | None) -> dict[str, str] | None:

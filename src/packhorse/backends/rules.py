@@ -93,14 +93,14 @@ def check_family(specs: Sequence[JobSpec]) -> None:
         )
 
 
-def parents_first(specs: Sequence[JobSpec]) -> list[int]:
-    """Answer the order in which the specs of a call are looked at: as given, but each after its parents in the call.
+def parents_first(specs: Sequence[JobSpec]) -> list[int] | None:
+    """Answer the order in which the specs of a call are looked at: each after its parents in the call; None: as given.
 
     It matters where unique keys and parents meet. A parent whose key is held makes its child wait for the holder, and
     with this order that is never the child itself or one that waits for it.
     """
     if not (any(spec.after for spec in specs) and any(spec.unique is not None for spec in specs)):
-        return list(range(len(specs)))
+        return None
     place: dict[str, int] = {}
     for number, spec in enumerate(specs):
         place.setdefault(spec.id, number)

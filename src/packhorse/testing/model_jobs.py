@@ -230,7 +230,7 @@ class ModelJobs:
     def _add_all(self, specs: Sequence[JobSpec], now_ms: int, reasons: list[tuple[str, ...]] | None) -> list[Enqueued]:
         answers: dict[int, Enqueued] = {}
         instead: dict[str, str] = {}
-        for number in parents_first(specs):
+        for number in parents_first(specs) or range(len(specs)):
             spec = specs[number]
             answer = answers[number] = self._add(spec, now_ms, reasons)
             if answer.id != spec.id:

@@ -68,16 +68,21 @@ def _insert_plain(tx: Transaction, specs: list[JobSpec]) -> None:
 def enqueue(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
     """Store the jobs of one call, all or none; a refusal is raised before anything is written."""
     order = parents_first(specs)
-    plan = _Plan(tx, [specs[number] for number in order], refuse=True)
+    plan = _Plan(tx, specs if order is None else [specs[number] for number in order], refuse=True)
     _check_room(tx.db, plan)
-    answers = dict(zip(order, _carry_out(tx, plan), strict=True))
+    answers = _carry_out(tx, plan)
     families.serve(tx)
-    return [answers[number] for number in range(len(specs))]
+    if order is None:
+        return answers
+    found = dict(zip(order, answers, strict=True))
+    return [found[number] for number in range(len(specs))]
 
 
 def add(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
     """Store what follows from a move: no capacity holds, what cannot be stored is left out, `serve` is the caller's."""
-    return _carry_out(tx, _Plan(tx, [specs[number] for number in parents_first(specs)], refuse=False))
+    order = parents_first(specs)
+    ordered = specs if order is None else [specs[number] for number in order]
+    return _carry_out(tx, _Plan(tx, ordered, refuse=False))
 
 
 # ---- the plan ----------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Admission:
         room = _Room(self._book, self.capacity, specs)
         made: list[tuple[Entry, JobSpec]] = []
         instead: dict[str, str] = {}
-        for number in parents_first(specs):
+        for number in parents_first(specs) or range(len(specs)):
             spec, answer = specs[number], answers[number]
             if answer.id != spec.id and not answer.created:
                 instead[spec.id] = answer.id
@@ -126,7 +126,7 @@ class Admission:
         """Enter jobs that follow from a move: one whose id is there or whose key is held is left out."""
         made: list[tuple[Entry, JobSpec]] = []
         instead: dict[str, str] = {}
-        for spec in (specs[number] for number in parents_first(specs)):
+        for spec in (specs[number] for number in parents_first(specs) or range(len(specs))):
             blocker = self._blocker(spec)
             if spec.id in self._book.jobs or blocker is not None:
                 instead[spec.id] = spec.id if blocker is None else blocker.id
