@@ -172,11 +172,6 @@ class Gate:
             if self.limit.rate is not None:
                 self.room = min(self.room, tokens(self.limit, self.full_at_ns, now_ms))
 
-    def use(self) -> None:
-        """Let one start."""
-        self.room -= 1
-        self.used += 1
-
     def bucket(self) -> tuple[str, str, int] | None:
         """Answer the bucket as it is now; None if it did not change."""
         if self.limit is None or self.limit.rate is None or not self.used:
@@ -236,18 +231,27 @@ class Choice:
             return None
         stay.sort(key=_order)
         chosen: list[Taken] = []
+        of_lane: dict[str | None, list[Gate]] = {None: []}
         for one in stay:
             if len(chosen) == self._wanted:
                 break
-            gates = self._gates(one)
-            if all(gate.room > 0 for gate in gates):
+            gates = of_lane.get(one.lane)
+            if gates is None:
+                gates = of_lane[one.lane] = self._gates(one)
+            for gate in gates:
+                if gate.room <= 0:
+                    break
+            else:
                 for gate in gates:
-                    gate.use()
+                    gate.room -= 1
+                    gate.used += 1
                 chosen.append(one)
-        taken = Counter(one.lane for one in chosen)
-        if any(taken[lane] == depth < room for lane, room in rooms):
-            self._depth = 4 * depth  # a lane gave all it was asked for: its next may be better than what others gave
-            return None
+        if any(depth < room for _, room in rooms):
+            taken = Counter(one.lane for one in chosen)
+            if any(taken[lane] == depth < room for lane, room in rooms):
+                # A lane gave all it was asked for: its next may be better than what others gave.
+                self._depth = 4 * depth
+                return None
         return chosen
 
     def _look_at_limits(self) -> list[tuple[str, int]] | None:
@@ -312,10 +316,12 @@ class Choice:
     def _sift(self, places: list[Taken]) -> list[Taken]:
         """Move jobs into the lanes they belong to now; answers those that are where they belong."""
         limited = self._tx.places.limited
+        wanted: dict[tuple[str, str | None], str | None] = {}
         stay: list[Taken] = []
         move: list[tuple[int, str | None]] = []
         for place in places:
-            lane = lane_of(place.type, place.key, limited)
+            name = (place.type, place.key)
+            lane = wanted[name] if name in wanted else wanted.setdefault(name, lane_of(*name, limited))
             if lane == place.lane:
                 stay.append(place)
                 continue
