@@ -37,7 +37,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("sql", "values", "index"),
     [
-        (limiting._TYPES, ("default",), "COVERING INDEX busy (type=?)"),
+        (limiting._TYPES, ("default",), "SEARCH queues"),
+        (limiting._RUNNING, (), "COVERING INDEX running"),
         (limiting._NEXT_LANES, ("keyed", "default", 0, ""), "INDEX lanes_open (type=? AND queue=?"),
         (limiting._WHOLE, ("default", '["whole:"]', 10, 10), "COVERING INDEX laned (queue=? AND lane=?)"),
         (limiting._PLACES, ("default", '["whole:"]', 10, 10), "COVERING INDEX ready (queue=?)"),
@@ -51,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (placing.LAST, ("default", "a", 5), "COVERING INDEX turns (queue=? AND key=? AND priority=?)"),
         (placing.QUEUES_WITH_LANES, (), "COVERING INDEX laned (queue>?)"),
         (placing.OPEN_QUEUES, (), "COVERING INDEX ready (queue>?)"),
-        (limit_rows._LEFT, ("whole",), "COVERING INDEX busy (type=?)"),
+        (limit_rows._LEFT, ("whole",), "COVERING INDEX laned (queue=? AND lane=?)"),
         (limit_rows._RUNNING, ("[]",), "INDEX running"),
     ],
 )

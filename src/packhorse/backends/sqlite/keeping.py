@@ -119,7 +119,7 @@ def retire(tx: Transaction, retirement: Retirement) -> int:
     number = worker_number(retirement.worker)
     tx.db.execute("DELETE FROM workers WHERE no = ?", (number,))
     held = _decode_held(tx.db.execute(_HELD, (number,)).fetchone()[0])
-    _lapse(tx, [seq for seq, *_ in held], retirement.reason)
+    _lapse(tx, sorted(seq for seq, *_ in held), retirement.reason)  # in the order of arrival: they take turns anew
     families.serve(tx)
     return len(held)
 

@@ -35,11 +35,17 @@ WHERE state = {RUNNING} AND type IN (SELECT value FROM json_each(?))
 _decode_running = msgspec.json.Decoder(list[tuple[int, str, str | None]]).decode
 _LANE = "UPDATE jobs NOT INDEXED SET lane = m.value ->> 1 FROM json_each(?) AS m WHERE jobs.seq = m.value ->> 0"
 _WAKE = "UPDATE lanes SET opens_at_ms = NULL, asleep_at_ms = NULL WHERE type = ? AND opens_at_ms IS NOT NULL"
-_COUNT = f"SELECT count(*) FROM jobs INDEXED BY busy WHERE state = {RUNNING} AND lane IS NOT NULL AND type = ?1"
+_COUNT = f"""
+SELECT count(*) FROM jobs INDEXED BY running
+WHERE state = {RUNNING} AND lane IS NOT NULL AND substr(lane, 1, length(?1)) = ?1
+"""
 # Lanes by key whose limits are gone never sleep, so the index of those that may be looked at has them all.
 _LEFT = f"""
 SELECT EXISTS (SELECT 1 FROM lanes INDEXED BY lanes_open WHERE opens_at_ms IS NULL AND type = ?1)
-    OR EXISTS (SELECT 1 FROM jobs INDEXED BY busy WHERE state = {RUNNING} AND lane IS NOT NULL AND type = ?1)
+    OR EXISTS (
+        SELECT 1 FROM jobs INDEXED BY running
+        WHERE state = {RUNNING} AND lane IS NOT NULL AND substr(lane, 1, length(?1) + 1) = ?1 || ':'
+    )
     OR EXISTS (
         SELECT 1 FROM ({QUEUES_WITH_LANES}) AS q WHERE EXISTS (
             SELECT 1 FROM jobs INDEXED BY laned
@@ -103,10 +109,8 @@ def limits_about(db: sqlite3.Connection, job_type: str, key: str | None, now_ms:
 
 def _state(db: sqlite3.Connection, limit: Limit, key: str | None, now_ms: int) -> Limit:
     by_key = limit.key is not None
-    if by_key:
-        (running,) = db.execute(f"{_COUNT} AND key = ?2", (limit.type, key)).fetchone()
-    else:
-        (running,) = db.execute(_COUNT, (limit.type,)).fetchone()
+    lane = f"{limit.type}:{key}" if by_key else f"{limit.type}:"
+    (running,) = db.execute(f"{_COUNT} AND (?2 OR lane = ?1)", (lane, not by_key)).fetchone()
     opens_in_ms: int | None = 0
     if limit.concurrency is not None and running >= limit.concurrency:
         opens_in_ms = None

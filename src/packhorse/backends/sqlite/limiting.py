@@ -37,7 +37,6 @@ class _Rule(msgspec.Struct, array_like=True):
     burst: int | None
     concurrency: int | None
     full_at_ns: int | None
-    running: int | None
 
     def limit(self, job_type: str) -> Limit | None:
         """Answer the limit; None: there is none."""
@@ -59,12 +58,19 @@ class _Lane(msgspec.Struct, array_like=True):
     rule: _Rule
 
 
-_RUNNING = f"SELECT count(*) FROM jobs INDEXED BY busy WHERE state = {RUNNING} AND lane IS NOT NULL AND type = t.type"
+# How many jobs run of each lane: as many steps as jobs with lanes run, whatever waits.
+_RUNNING = f"""
+SELECT CAST(json_group_array(json_array(lane, jobs)) AS BLOB) FROM (
+    SELECT lane, count(*) AS jobs FROM jobs INDEXED BY running
+    WHERE state = {RUNNING} AND lane IS NOT NULL GROUP BY lane
+)
+"""
+_decode_running = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
 # The types with lanes: whether they have limits, some by key, and lanes by key; the limit of the whole type, its use.
-_TYPES = f"""
+_TYPES = """
 SELECT CAST(json_group_array(json_array(t.type, t.live, t.by_key, t.in_lanes, json_array(
-    l.rate, l.period_ms, l.burst, l.concurrency, b.full_at_ns, iif(l.concurrency IS NULL, NULL, ({_RUNNING}))
+    l.rate, l.period_ms, l.burst, l.concurrency, b.full_at_ns
 ))) AS BLOB), EXISTS (SELECT 1 FROM queues WHERE name = ? AND paused)
 FROM limited AS t LEFT JOIN limits AS l ON l.type = t.type AND l.key = ''
 LEFT JOIN buckets AS b ON b.type = t.type AND b.key = ''
@@ -74,8 +80,7 @@ _decode_types = msgspec.json.Decoder(list[tuple[str, int, int, int, _Rule]]).dec
 # The next lanes of a type by their best job, each with the limit of its key: its own, else the one for each.
 _NEXT_LANES = f"""
 SELECT CAST(json_group_array(json_array(t.lane, t.head, t.key, json_array(
-    t.rate, t.period_ms, t.burst, t.concurrency, b.full_at_ns,
-    iif(t.concurrency IS NULL, NULL, ({_RUNNING} AND key = t.key))
+    t.rate, t.period_ms, t.burst, t.concurrency, b.full_at_ns
 ))) AS BLOB)
 FROM (
     SELECT n.*,
@@ -159,7 +164,7 @@ T = TypeVar("T")
 class Gate:
     """What one limit lets start in this claim."""
 
-    def __init__(self, name: tuple[str, str], rule: _Rule, now_ms: int) -> None:
+    def __init__(self, name: tuple[str, str], rule: _Rule, running: int, now_ms: int) -> None:
         self.name = name
         self.now_ms = now_ms
         self.limit = rule.limit(name[0])
@@ -168,7 +173,7 @@ class Gate:
         self.used = 0
         if self.limit is not None:
             if self.limit.concurrency is not None:
-                self.room = self.limit.concurrency - (rule.running or 0)
+                self.room = self.limit.concurrency - running
             if self.limit.rate is not None:
                 self.room = min(self.room, tokens(self.limit, self.full_at_ns, now_ms))
 
@@ -197,6 +202,7 @@ class Choice:
         self._types: dict[str, Gate] = {}
         self._lanes: dict[str, Gate] = {}
         self._heads: dict[str, int] = {}
+        self._running: dict[str, int] = {}
         self._cut = False  # there are lanes that were not looked at
         self._depth = 0  # jobs of a lane to look at; 0: as many as seem right
         self.untidy = False  # there are lanes of limits that are gone
@@ -265,11 +271,18 @@ class Choice:
         self.untidy = any(not live or in_lanes > by_key for _, live, by_key, in_lanes, _ in types)
         if paused:
             return None
-        if any(in_lanes for _, _, _, in_lanes, _ in types):
+        by_key = any(in_lanes for _, _, _, in_lanes, _ in types)
+        if by_key:
             tx.db.execute(_WAKE, (tx.now_ms,))
+        self._running = {}
+        of_types: Counter[str] = Counter()
+        if by_key or any(rule.concurrency is not None for *_, rule in types):
+            self._running = dict(_decode_running(tx.db.execute(_RUNNING).fetchone()[0]))
+            for lane, count in self._running.items():
+                of_types[lane.partition(":")[0]] += count
         rooms: list[tuple[str, int]] = []
         for job_type, _, _, in_lanes, rule in types:
-            gate = self._types[job_type] = Gate((job_type, ""), rule, tx.now_ms)
+            gate = self._types[job_type] = Gate((job_type, ""), rule, of_types[job_type], tx.now_ms)
             if gate.room > 0:
                 rooms += self._rooms(gate, bool(in_lanes))
         return rooms
@@ -301,7 +314,8 @@ class Choice:
             values = (job_type, self._queue, *after)
             lanes = _decode_lanes(self._tx.db.execute(_NEXT_LANES, values).fetchone()[0])
             for lane in lanes:
-                own = self._lanes[lane.lane] = Gate((job_type, lane.key), lane.rule, self._tx.now_ms)
+                running = self._running.get(lane.lane, 0)
+                own = self._lanes[lane.lane] = Gate((job_type, lane.key), lane.rule, running, self._tx.now_ms)
                 self._heads[lane.lane] = lane.head
                 if own.room > 0:
                     open_lanes += 1
