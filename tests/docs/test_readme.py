@@ -58,14 +58,15 @@ def test_the_readme_programs_run(tmp_path: Path) -> None:
     run(tmp_path, [sys.executable, "producer.py"])
     environ = {**os.environ, "PACKHORSE_URL": "sqlite:///jobs.db"}
     commands = [line[2:].partition("#")[0].strip() for line in blocks(README, "console")[1].splitlines()]
-    for command in commands:
-        if command.startswith("packhorse worker"):
-            worker = subprocess.Popen(
-                [sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, stderr=subprocess.PIPE, env=environ
-            )
-        else:
-            run(tmp_path, [sys.executable, "-m", *shlex.split(command)], environ)
+    worker: subprocess.Popen[bytes] | None = None
     try:
+        for command in commands:
+            if command.startswith("packhorse worker"):
+                worker = subprocess.Popen(
+                    [sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, stderr=subprocess.PIPE, env=environ
+                )
+            else:
+                run(tmp_path, [sys.executable, "-m", *shlex.split(command)], environ)
         limit = time.monotonic() + 30
         while time.monotonic() < limit:
             out = run(tmp_path, [sys.executable, "-m", "packhorse", "stats", "--json"], environ)
@@ -75,8 +76,10 @@ def test_the_readme_programs_run(tmp_path: Path) -> None:
         else:
             pytest.fail(f"not all jobs of the README ran: {out}")
     finally:
-        worker.terminate()
-        worker.communicate(timeout=60)
+        if worker is not None:  # also when a later command fails: nothing is left running
+            worker.terminate()
+            worker.communicate(timeout=60)
+    assert worker is not None
     assert worker.returncode == 0
 
 
