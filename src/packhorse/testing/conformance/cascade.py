@@ -472,26 +472,6 @@ async def a_parent_enqueued_anew_holds_no_child_for_ever(h: Harness) -> None:
     equal(await h.state(child), State.PENDING, "state after the job that has the id of its parent")
 
 
-@case("B23", needs=("dependencies", "unique"))
-async def no_job_waits_for_itself_because_of_a_key(h: Harness) -> None:
-    """The child is named first and takes the key of its parent: the parent must still come first."""
-    key = Unique(key="k")
-    for between in (0, 1, 3):
-        queue = f"q{between}"
-        parent = h.spec(queue=queue, unique=key)
-        chain = [parent]
-        for number in range(between + 1):
-            last = number == between
-            chain.append(h.spec(queue=queue, after=(chain[-1].id,), unique=key if last else None))
-        answers = await h.backend.enqueue(list(reversed(chain)))
-        equal(answers[0].id, parent.id, "answer for the last child: the holder of its key")
-        for _ in chain:
-            for job in await h.claim(10, queue):
-                await h.settle(job)
-        left = [job.state for job in await h.all(queue=queue)]
-        equal(set(left), {State.SUCCEEDED}, "states at the end")
-
-
 @case(needs=_NEEDS)
 async def a_rerun_child_does_not_wait_for_parents_that_are_gone(h: Harness) -> None:
     parent = await h.add(queue=_PARENTS)

@@ -425,6 +425,26 @@ async def a_job_is_kept_for_a_child_that_waits_for_another(h: Harness) -> None:
     equal((await h.state(first), await h.state(second)), (None, None), "states")
 
 
+@case("B23", needs=("dependencies", "unique"))
+async def no_job_waits_for_itself_because_of_a_key(h: Harness) -> None:
+    """The child is named first and takes the key of its parent: the parent must still come first."""
+    key = Unique(key="k")
+    for between in (0, 1, 3):
+        queue = f"q{between}"
+        parent = h.spec(queue=queue, unique=key)
+        chain = [parent]
+        for number in range(between + 1):
+            last = number == between
+            chain.append(h.spec(queue=queue, after=(chain[-1].id,), unique=key if last else None))
+        answers = await h.backend.enqueue(list(reversed(chain)))
+        equal(answers[0].id, parent.id, "answer for the last child: the holder of its key")
+        for _ in chain:
+            for job in await h.claim(10, queue):
+                await h.settle(job)
+        left = [job.state for job in await h.all(queue=queue)]
+        equal(set(left), {State.SUCCEEDED}, "states at the end")
+
+
 # ---- workflows -------------------------------------------------------------------------------------------
 
 
