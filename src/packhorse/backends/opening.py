@@ -12,6 +12,22 @@ from .base import Backend
 
 BackendFactory = Callable[[str, Clock], Backend]
 
+_POSTGRES = frozenset({"postgresql", "postgres"})
+#: With `+cluster` and `+sentinel` for those, an `s` for TLS, and Valkey's own names.
+_REDIS = frozenset(
+    {
+        "redis",
+        "rediss",
+        "valkey",
+        "valkeys",
+        "unix+redis",
+        "redis+sentinel",
+        "rediss+sentinel",
+        "redis+cluster",
+        "rediss+cluster",
+    }
+)
+
 #: Drivers take passwords as parameters too.
 _SECRET_PARAMETER = re.compile(r"([?&](?:password|passwd|pwd|token|secret)=)[^&#]*", re.IGNORECASE)
 
@@ -38,9 +54,25 @@ def open_backend(url: str, clock: Clock = SYSTEM_CLOCK) -> Backend:
         from .sqlite import SQLiteBackend
 
         return SQLiteBackend(url, clock)
+    if scheme in _POSTGRES:
+        return _from_extra("postgres", "psycopg", "PostgresBackend", url, clock)
+    if scheme in _REDIS:
+        return _from_extra("redis", "redis", "RedisBackend", url, clock)
     raise ConfigurationError(
-        f"{redact(url)!r} names no backend; use sqlite:///FILE (three slashes: relative, four: absolute) or memory://"
+        f"{redact(url)!r} names no backend; use sqlite:///FILE (three slashes: relative, four: absolute), memory://, "
+        "postgresql://… or redis://…"
     )
+
+
+def _from_extra(extra: str, driver: str, name: str, url: str, clock: Clock) -> Backend:
+    """Make a backend whose driver is an extra."""
+    import importlib.util
+
+    if importlib.util.find_spec(driver) is None:
+        raise ConfigurationError(f"{redact(url)!r} needs the {extra} driver: pip install 'packhorse[{extra}]'")
+    module = importlib.import_module(f".{extra}", __package__)
+    backend: Backend = getattr(module, name)(url, clock)
+    return backend
 
 
 def _memory(url: str, clock: Clock) -> Backend:
