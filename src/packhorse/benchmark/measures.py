@@ -31,6 +31,7 @@ class Figure(msgspec.Struct, kw_only=True, omit_defaults=True):
     jobs: int = 0
     per_second: float | None = None
     cpu_us_per_job: float | None = None
+    server_cpu_us_per_job: float | None = None  # of a server on this machine
     p50_ms: float | None = None
     p99_ms: float | None = None
     value: float | None = None

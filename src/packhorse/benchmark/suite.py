@@ -13,16 +13,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
-from ..backends.opening import open_backend
+from ..backends.opening import open_backend, redact
 from ..clock import SYSTEM_CLOCK, pause, precise_boot_ms
 from ..errors import ConfigurationError
 from ..worker.runner_process import new_event_loop
 from . import measures
 from .measures import Figure
+from .meter import Meter, read, served
+from .places import Places
 from .tasks import app, stamp, touch
 
 Tell = Callable[[str], None]
@@ -42,17 +43,20 @@ def machine() -> str:
     return f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}"
 
 
-def run(scheme: str, jobs: int, backlog: int, directory: Path, tell: Tell) -> Report:
-    """Measure `memory` or `sqlite` with fresh stores in `directory`; any other URL as it is: it must be empty."""
-    memory = urlsplit(scheme).scheme == "memory" or scheme == "memory"
+def run(target: str, jobs: int, backlog: int, directory: Path, tell: Tell) -> Report:
+    """Measure `memory`, `sqlite` or the URL of a server, each measurement on a store of its own that is removed after.
 
-    def fresh(name: str) -> str:
-        if memory:
-            return f"memory://bench-{name}"
-        if scheme == "sqlite":
-            return f"sqlite:///{directory / name}.db"
-        return scheme
+    A URL of another kind is taken as it is: its store must be empty.
+    """
+    with Places(target, directory) as places:
+        figures = _measure(places, jobs, backlog, directory, tell)
+    named = places.kind if places.kind != "other" else redact(target)
+    return Report(url=named, machine=machine(), jobs=jobs, figures=figures)
 
+
+def _measure(places: Places, jobs: int, backlog: int, directory: Path, tell: Tell) -> list[Figure]:
+    fresh, memory = places.fresh, places.kind == "memory"
+    meter = places.meter()
     figures: list[Figure] = []
 
     def keep(*found: Figure) -> None:
@@ -61,31 +65,28 @@ def run(scheme: str, jobs: int, backlog: int, directory: Path, tell: Tell) -> Re
             tell(line(figure))
 
     tell("floor")
-    keep(_on_loop(_floor(fresh("floor"), jobs)))
-    if scheme == "sqlite":
+    keep(_on_loop(_floor(fresh("floor"), jobs, meter)))
+    if places.kind == "sqlite":
         keep(measures.sync_floor(directory))
     tell("enqueue")
-    keep(*_enqueue(fresh, jobs))
+    keep(*_enqueue(fresh, jobs, meter))
     tell("drain")
     if memory:
         keep(*_on_loop(_drain_here(fresh("drain"), jobs)))
         keep(_on_loop(_drain_limited_here(fresh("limited"), jobs)))
         keep(_on_loop(_latency_here(fresh("latency"))))
     else:
-        keep(_drain_there(fresh("drain"), jobs))
-        keep(_drain_there(fresh("limited"), jobs, limited=True), _naps_there(fresh("naps"), jobs))
+        keep(_drain_there(fresh("drain"), jobs, meter))
+        keep(_drain_there(fresh("limited"), jobs, meter, limited=True), _naps_there(fresh("naps"), jobs))
         keep(_latency_there(fresh("latency")))
         tell("a worker with keeper and runner: start, memory, idle")
         keep(*_real_worker(fresh("worker"), directory))
     if backlog:
         tell(f"backlog of {backlog:,}")
         keep(*_on_loop(measures.backlog(fresh("backlog"), backlog)))
-    return Report(
-        url=fresh("").split("?")[0] if scheme not in {"memory", "sqlite"} else scheme,
-        machine=machine(),
-        jobs=jobs,
-        figures=figures,
-    )
+    if meter is not None:
+        meter.close()
+    return figures
 
 
 #: What this version set out to reach on two cores, no-op async handlers (jobs/s at least, ms and % at most).
@@ -97,6 +98,14 @@ TARGETS: dict[tuple[str, str], float] = {
     ("sqlite", "enqueue in bulk (enqueue_many of 1,000)"): 50_000,
     ("memory", "claim at the backlog / claim at none"): 2.0,
     ("sqlite", "claim at the backlog / claim at none"): 2.0,
+    ("redis", "drain, no-op async handlers"): 40_000,
+    ("postgres", "drain, no-op async handlers"): 25_000,
+    ("redis", "enqueue to start, worker idle"): 1.0,
+    ("postgres", "enqueue to start, worker idle"): 2.0,
+    ("redis", "enqueue in bulk (enqueue_many of 1,000)"): 50_000,
+    ("postgres", "enqueue in bulk (enqueue_many of 1,000)"): 40_000,
+    ("redis", "claim at the backlog / claim at none"): 2.0,
+    ("postgres", "claim at the backlog / claim at none"): 2.0,
     ("sqlite", "start to first job, beyond the interpreters"): 100.0,
     ("sqlite", "memory of a runner process"): 50.0,
     ("sqlite", "memory of the keeper process"): 50.0,
@@ -119,6 +128,8 @@ def table(reports: list[Report]) -> list[tuple[str, str, str, str, str, str]]:
                 measured = f"{figure.value:,.2f} {figure.unit}"
                 wanted = f"≤ {target:g} {figure.unit}" if target else ""
             cpu = f"{figure.cpu_us_per_job:.1f} µs" if figure.cpu_us_per_job is not None else ""
+            if figure.server_cpu_us_per_job is not None:
+                cpu += f" + {figure.server_cpu_us_per_job:.1f}"
             rows.append((report.url, figure.name, measured, cpu, wanted, figure.note))
     return rows
 
@@ -130,6 +141,8 @@ def line(figure: Figure) -> str:
         parts.append(f"{figure.per_second:>10,.0f}/s")
     if figure.cpu_us_per_job is not None:
         parts.append(f"{figure.cpu_us_per_job:>8.1f} µs CPU/job")
+    if figure.server_cpu_us_per_job is not None:
+        parts.append(f"+ {figure.server_cpu_us_per_job:.1f} µs in the server")
     if figure.p50_ms is not None:
         parts.append(f"p50 {figure.p50_ms:.2f} ms  p99 {figure.p99_ms:.2f} ms")
     if figure.value is not None:
@@ -148,20 +161,23 @@ def _use(url: str) -> None:
     app.settings = msgspec.structs.replace(app.settings, url=url)
 
 
-async def _floor(url: str, jobs: int) -> Figure:
+async def _floor(url: str, jobs: int, meter: Meter | None) -> Figure:
     backend = open_backend(url)
     await backend.open()
     try:
         await measures.fill(backend, jobs)
-        return await measures.floor(backend, jobs)
+        before = read(meter)
+        return served(await measures.floor(backend, jobs), meter, before)
     finally:
         await backend.close()
 
 
-def _enqueue(fresh: Callable[[str], str], jobs: int) -> list[Figure]:
+def _enqueue(fresh: Callable[[str], str], jobs: int, meter: Meter | None) -> list[Figure]:
     async def bulk() -> Figure:
         try:
-            return await measures.enqueue_bulk(jobs)
+            await app.backend()
+            before = read(meter)
+            return served(await measures.enqueue_bulk(jobs), meter, before)
         finally:
             await app.aclose()
 
@@ -228,7 +244,7 @@ def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def _drain_there(url: str, jobs: int, *, limited: bool = False) -> Figure:
+def _drain_there(url: str, jobs: int, meter: Meter | None, *, limited: bool = False) -> Figure:
     _use(url)
 
     async def enqueue() -> None:
@@ -240,8 +256,10 @@ def _drain_there(url: str, jobs: int, *, limited: bool = False) -> Figure:
             await app.aclose()
 
     _on_loop(enqueue())
+    before = read(meter)
     figure = msgspec.convert(_answer(_child(url, "drain", jobs, 100))["figure"], Figure)
     figure.note += ", enqueued from another process"
+    served(figure, meter, before)
     if limited:
         figure.name = measures.LIMITED
     return figure

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--backend",
     "backends",
     multiple=True,
-    help="memory, sqlite, or the URL of an empty store. Default: memory and sqlite.",
+    help="memory, sqlite, or the URL of a server (or of an empty store of another kind). Default: memory and sqlite.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
