@@ -1,4 +1,4 @@
-"""What idle workers cost a server: start N real workers (a keeper and a runner each), count commands while none has work.
+"""What idle workers cost a server: N real workers (a keeper and a runner each), and the commands while none has work.
 
     python bench/idle_workers.py redis://127.0.0.1/0?prefix=idle --workers 100 --seconds 30
 

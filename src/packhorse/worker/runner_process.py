@@ -13,12 +13,15 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 
 import msgspec
 
 from ..app import Packhorse
+from ..backends.base import Backend
 from ..backends.opening import redact
-from ..errors import ConfigurationError, PackhorseError
+from ..chance import CHANCE
+from ..errors import ConfigurationError, PackhorseError, Unavailable
 from ..observe.logs import configure
 from .engine import Engine
 from .importing import import_app
@@ -30,6 +33,8 @@ from .page import Page
 log = logging.getLogger("packhorse.worker")
 
 PULSE_MS = 200
+#: Between two attempts to reach a store that is away at the start: from, to.
+_REACH_S_MIN, _REACH_S_MAX = 0.2, 3.0
 
 
 class RunnerProcess:
@@ -40,6 +45,7 @@ class RunnerProcess:
         self.page = page
         self.grace_ms: int | None = None
         self._stop = asyncio.Event()
+        self._engine: Engine | None = None
 
     async def run(self) -> None:
         """Work until the keeper says stop or is gone."""
@@ -47,6 +53,8 @@ class RunnerProcess:
         if not isinstance(setup, Setup):
             return
         configure(setup.log_level, setup.log_format)
+        loop = asyncio.get_running_loop()
+        helpers = [loop.create_task(self._listen())]
         try:
             engine = await self._start(setup)
         except Exception as error:  # the app is user code: importing it may raise anything
@@ -55,9 +63,9 @@ class RunnerProcess:
             self.link.send(Broken(f"{type(error).__name__}: {error}"[:2_000]))
             await self.link.flush()
             return
-        loop = asyncio.get_running_loop()
-        helpers = [loop.create_task(self._pulse(engine)), loop.create_task(self._listen(engine))]
-        helpers.append(loop.create_task(_end_if_broken(engine)))
+        if engine is None:
+            return
+        helpers += [loop.create_task(self._pulse(engine)), loop.create_task(_end_if_broken(engine))]
         if engine.options.burst:
             helpers.append(loop.create_task(self._tell_exhausted(engine)))
         await self._stop.wait()
@@ -66,12 +74,15 @@ class RunnerProcess:
             helper.cancel()
         await engine.app.aclose()
 
-    async def _start(self, setup: Setup) -> Engine:
+    async def _start(self, setup: Setup) -> Engine | None:
+        """Load the app and start its engine; None if the keeper said stop before the store could be reached."""
         app: Packhorse = import_app(setup.app)
         if setup.url is not None:
             app.settings = msgspec.structs.replace(app.settings, url=setup.url)
         options = WorkerOptions.of(app.settings, **setup.overrides)
-        backend = await app.backend()
+        backend = await self._reach(app)
+        if backend is None:
+            return None
         if not backend.capabilities.shared:
             raise ConfigurationError(
                 f"{redact(app.settings.url)} keeps jobs in one process, so no other could enqueue; "
@@ -80,7 +91,7 @@ class RunnerProcess:
         info = worker_info(app, options)
         info.id = setup.worker
         self.page.allowed_ms = 1
-        engine = Engine(
+        engine = self._engine = Engine(
             app,
             backend,
             info,
@@ -95,6 +106,20 @@ class RunnerProcess:
         self.link.send(Ready(url=app.settings.url, options=options, types=info.types))
         await engine.start()
         return engine
+
+    async def _reach(self, app: Packhorse) -> Backend | None:
+        """Open the store. A server that is away when we start is waited for: it is often started beside us."""
+        pause_s = _REACH_S_MIN
+        while not self._stop.is_set():
+            try:
+                return await app.backend()
+            except Unavailable as error:
+                log.warning("cannot reach the store yet, trying again: %s", error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHANCE.uniform(pause_s / 2, pause_s)):
+                    await self._stop.wait()
+            pause_s = min(pause_s * 2, _REACH_S_MAX)
+        return None
 
     def _mark(self, engine: Engine) -> None:
         page = self.page
@@ -112,18 +137,20 @@ class RunnerProcess:
         await engine.exhausted()
         self.link.send(Exhausted())
 
-    async def _listen(self, engine: Engine) -> None:
+    async def _listen(self) -> None:
         while True:
             match await self.link.receive():
                 case Beat(sent_ms=sent_ms, held=held, cancel=cancel):
-                    engine.apply_pulse(held, frozenset(cancel), sent_ms)
+                    if self._engine is not None:
+                        self._engine.apply_pulse(held, frozenset(cancel), sent_ms)
                 case Stop(grace_ms=grace_ms):
                     self.grace_ms = grace_ms
                     self._stop.set()
                 case Hurry():
                     self.grace_ms = 0
                     self._stop.set()
-                    engine.hurry()
+                    if self._engine is not None:
+                        self._engine.hurry()
                 case None:
                     if not self._stop.is_set():
                         log.warning("the keeper is gone; finishing what runs")
