@@ -23,8 +23,8 @@ test: $(READY) lint test-unit test-integration  ## Lint, types, import rules and
 test-unit: $(READY)  ## Pure functions, contract conformance, simulator: no processes of their own
 	$(PYTEST) tests/unit tests/conformance tests/simulation tests/app tests/worker
 
-test-integration: $(READY)  ## SQLite, command line, demo and crash tests: real files and processes
-	$(PYTEST) tests/sqlite tests/cli tests/demo tests/crash tests/docs
+test-integration: $(READY)  ## Each backend, command line, demo and crash tests: real files, servers and processes
+	$(PYTEST) tests/kit tests/sqlite tests/postgres tests/redis tests/cli tests/demo tests/crash tests/docs
 
 test-full: $(READY)  ## Everything at its full size: 1,000 seeds, minute-long kill storms
 	PACKHORSE_FULL=1 PACKHORSE_SIM_SEEDS=1000 $(PYTEST) --timeout 900 tests
@@ -33,14 +33,14 @@ build: $(READY)  ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build --no-isolation
 
 lint: $(READY)  ## ruff, mypy --strict, import rules
-	$(BIN)/ruff check src tests bench examples
-	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples scripts
+	$(BIN)/ruff format --check src tests bench examples scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 format: $(READY)  ## Format the code
-	$(BIN)/ruff format src tests bench examples
-	$(BIN)/ruff check --fix src tests bench examples
+	$(BIN)/ruff format src tests bench examples scripts
+	$(BIN)/ruff check --fix src tests bench examples scripts
 
 coverage: $(READY)  ## Run the tests with branch coverage and print the report
 	$(BIN)/coverage erase

@@ -44,6 +44,9 @@ fi
 # strace shows that an acknowledged enqueue was synced to disk; its test needs it.
 command -v strace >/dev/null 2>&1 || install strace || say "strace is missing: its test will be skipped at a desk"
 
+# PostgreSQL, Redis and a pooler for the tests, unless they are there; tests/servers.py starts them.
+"$python" scripts/servers.py install || say "their tests will be skipped at a desk"
+
 say "installing packhorse and its test tools"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
