@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .parents import Parent, Results
     from .recurring import ScheduleHandle
     from .task import Task
+    from .transaction import Transaction
     from .workflow import Flow, Node, Workflow, chain, chord, group
     from .workflow_run import WorkflowRun
 
@@ -91,6 +92,7 @@ __all__ = [
     "Snooze",
     "State",
     "Task",
+    "Transaction",
     "Unavailable",
     "Unique",
     "UniqueConflict",
@@ -116,6 +118,7 @@ _HOMES = {
     "parents": ("Parent", "Results"),
     "recurring": ("ScheduleHandle",),
     "task": ("Task",),
+    "transaction": ("Transaction",),
     "workflow": ("Flow", "Node", "Workflow", "chain", "chord", "group"),
     "workflow_run": ("WorkflowRun",),
 }

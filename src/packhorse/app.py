@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
 from . import codec
-from .backends.base import Backend, QueueCounts, Steered
-from .backends.opening import open_backend, redact
+from .backends.base import Backend, Capabilities, Enqueued, QueueCounts, Steered
+from .backends.opening import in_namespace, open_backend, redact
 from .chance import CHANCE, Chance
 from .client import Job
 from .clock import SYSTEM_CLOCK, Clock
@@ -26,6 +26,7 @@ from .scheduling import Scheduling, calling_module
 from .settings import Settings, duration_ms, load
 from .sync import Portal
 from .task import Executor, Task
+from .transaction import Transaction, current
 
 if TYPE_CHECKING:
     from .parents import Results
@@ -236,23 +237,71 @@ class Packhorse(Scheduling, Composing, Limiting):
                 raise ConfigurationError(f"the on_enqueue hook {hook.__qualname__} must answer a JobSpec, or raise")
         return spec
 
+    def transaction(self, connection: object) -> Transaction:
+        """Enqueue in a transaction of your own: its commit stores the jobs, a rollback leaves none of them.
+
+            with psycopg.connect(url) as connection, app.transaction(connection) as tx:
+                connection.execute("INSERT INTO orders ...")
+                tx.enqueue("ship", {"order": 7})
+                ship.enqueue(order=8)  # in the block, the enqueues of this app's tasks and workflows join in too
+
+        `connection` leads to the app's own store: of psycopg or asyncpg (PostgreSQL) or `sqlite3` (SQLite), or
+        SQLAlchemy's Connection or Session, also async. You begin, commit and roll back. Both `with` and `async with`
+        work; an async connection is for `aenqueue` and the like, a blocking one for either, where it blocks.
+
+        Not covered: other threads, blocks that have ended, schedules, and anything but enqueues (cancel, rerun ...).
+        A full queue is QueueFull at once. Until the commit a job's handle knows its id and whether it is new.
+        Raises InvalidOption (another kind of connection, another store, no transaction that is open), Unsupported.
+        """
+        return Transaction(self, connection)
+
+    async def acapabilities(self) -> Capabilities:
+        """Answer what the store can do that enqueues go to here."""
+        transaction = current(self)
+        return (await self.backend()).capabilities if transaction is None else transaction.capabilities
+
     async def aenqueue_specs(
-        self, specs: list[JobSpec], full_timeout_ms: int | None = None, *, together: bool = False
+        self,
+        specs: list[JobSpec],
+        full_timeout_ms: int | None = None,
+        *,
+        together: bool = False,
+        connection: object = None,
     ) -> list[Job[Any]]:
-        """Store jobs made before, in batches of 1,000; waits for room in a full queue. See `enqueueing.Store`."""
+        """Store jobs made before, in batches of 1,000; waits for room in a full queue. See `enqueueing.Store`.
+
+        In a transaction, of `connection` or of the block it is in, it does not wait.
+        """
+        transaction = current(self) if connection is None else await Transaction(self, connection).abind()
+        if transaction is not None:
+            return await transaction.store(specs)
         if full_timeout_ms is None:
             full_timeout_ms = self.settings.enqueue_timeout_ms
         store = Store(await self.backend(), self.chance, full_timeout_ms, self._after_enqueue, together=together)
+        return self.handles(specs, await store(specs))
+
+    def handles(self, specs: list[JobSpec], answers: list[Enqueued]) -> list[Job[Any]]:
+        """Make the handles of jobs that were stored."""
         jobs: list[Job[Any]] = []
-        for spec, answer in zip(specs, await store(specs), strict=True):
+        for spec, answer in zip(specs, answers, strict=True):
             task = self.tasks.get(spec.type)
             result_type = task.arguments.result_type if task is not None else Any
             jobs.append(Job(self, answer.id, created=answer.created, result_type=result_type))
         return jobs
 
-    def enqueue_specs(self, specs: list[JobSpec], full_timeout_ms: int | None = None) -> list[Job[Any]]:
+    def enqueue_specs(
+        self, specs: list[JobSpec], full_timeout_ms: int | None = None, *, connection: object = None
+    ) -> list[Job[Any]]:
         """Store jobs made before; blocks. See `aenqueue_specs`."""
-        return self.portal.call(self.aenqueue_specs(specs, full_timeout_ms))
+        if connection is not None:
+            transaction = Transaction(self, connection).bind()
+            return transaction.run(transaction.store(specs))
+        return self.run_enqueue(self.aenqueue_specs(specs, full_timeout_ms))
+
+    def run_enqueue(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine that enqueues, for blocking code: here in a transaction, else on the background loop."""
+        transaction = current(self)
+        return self.portal.call(coroutine) if transaction is None else transaction.run(coroutine)
 
     def _full_timeout_ms(self, task: Task[..., Any] | str, options: dict[str, Any]) -> int | None:
         """Take from `options` how long the call may wait for room; else the task says."""
@@ -275,8 +324,9 @@ class Packhorse(Scheduling, Composing, Limiting):
         """
         if "recurring" in options:
             return self.portal.call(self.aenqueue(task, payload, **options))
+        connection = options.pop("connection", None)
         full_timeout_ms = self._full_timeout_ms(task, options)
-        return self.enqueue_specs([self.spec(task, payload, options)], full_timeout_ms)[0]
+        return self.enqueue_specs([self.spec(task, payload, options)], full_timeout_ms, connection=connection)[0]
 
     @overload
     async def aenqueue(
@@ -293,8 +343,10 @@ class Packhorse(Scheduling, Composing, Limiting):
             return await self.adefine_schedule(
                 task, payload, **{"name": job_type, **from_recurring(recurring), **options}
             )
+        connection = options.pop("connection", None)
         full_timeout_ms = self._full_timeout_ms(task, options)
-        return (await self.aenqueue_specs([self.spec(task, payload, options)], full_timeout_ms))[0]
+        specs = [self.spec(task, payload, options)]
+        return (await self.aenqueue_specs(specs, full_timeout_ms, connection=connection))[0]
 
     def enqueue_many(
         self,
@@ -308,7 +360,7 @@ class Packhorse(Scheduling, Composing, Limiting):
         Where a queue is full they are stored in pieces as room appears; QueueFull after `full_timeout` without any, and
         its `stored` says how many are stored.
         """
-        return self.portal.call(self.aenqueue_many(jobs, full_timeout=full_timeout))
+        return self.run_enqueue(self.aenqueue_many(jobs, full_timeout=full_timeout))
 
     async def aenqueue_many(
         self,
@@ -318,9 +370,10 @@ class Packhorse(Scheduling, Composing, Limiting):
     ) -> list[Job[Any]]:
         """Store many jobs in few transactions, in async code. See `enqueue_many`."""
         full_timeout_ms = None if full_timeout is None else duration_ms(full_timeout, "full_timeout")
-        return await self.aenqueue_specs(self._specs(jobs), full_timeout_ms)
+        return await self.aenqueue_specs(self.specs(jobs), full_timeout_ms)
 
-    def _specs(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[JobSpec]:
+    def specs(self, jobs: Iterable[JobSpec | Mapping[str, Any] | tuple[Any, ...]]) -> list[JobSpec]:
+        """Make jobs of the items of `enqueue_many`. Raises InvalidOption and what `spec` raises."""
         specs = []
         for job in jobs:
             if isinstance(job, JobSpec):
@@ -376,7 +429,7 @@ class Packhorse(Scheduling, Composing, Limiting):
                     await left.close()
             if not self._backends:
                 atexit.register(self.close)
-            backend = open_backend(self.settings.url, self.clock)
+            backend = open_backend(in_namespace(self.settings.url, self.settings.namespace), self.clock)
             await backend.open()
             self._backends[loop] = backend
             return backend

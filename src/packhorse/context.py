@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from . import codec
-from .backends.base import Note
-from .errors import InvalidOption
-from .job import Claimed, JobSpec
+from .backends.base import Note, Settlement, Verdict
+from .errors import InvalidOption, InvalidPayload, LeaseLost, PackhorseError
+from .job import Claimed, JobSpec, State
+from .outcome import Fail
 
 if TYPE_CHECKING:
     from .app import Packhorse
@@ -42,6 +44,8 @@ class Context:
         self._restart: Callable[[], None] | None = None
         self._reach: Reach | None = None
         self._steps: Steps | None = None
+        #: Whether the run has settled its job in a transaction of its own, which may be committed or not.
+        self.settled = False
         #: Whether the run waits for a place, which its time-out does not count.
         self.timeout_held = False
         self.follow_ups: list[JobSpec] = []
@@ -112,6 +116,8 @@ class Context:
         """Record how far the run is (0.0 to 1.0); stored with the next heartbeat, about once a second."""
         if not 0.0 <= fraction <= 1.0:
             raise InvalidOption(f"progress: {fraction} must be from 0.0 to 1.0")
+        if self.settled:  # it would wait for the run's own transaction
+            return
         text = None if note is None else codec.clean_text(note, NOTE_CHARS_MAX)
         self.keep_note(Note(id=self._job.id, token=self._job.token, progress=float(fraction), text=text))
 
@@ -121,6 +127,7 @@ class Context:
         `task` is a task or the name of a type, `payload` its arguments as a mapping, `options` as in `using`; `after`
         may name follow-ups of this run by the ids that `then` answered. A follow-up belongs to the workflow of its job.
         """
+        self._refuse_settled("then")
         if len(self.follow_ups) >= FOLLOW_UPS_MAX:
             raise InvalidOption(f"at most {FOLLOW_UPS_MAX} follow-ups; enqueue one job that enqueues them")
         spec = self.app.spec(task, payload, options)
@@ -128,6 +135,60 @@ class Context:
             spec = msgspec.structs.replace(spec, workflow=self._job.workflow)
         self.follow_ups.append(spec)
         return spec.id
+
+    # ---- a transaction of the handler's own ------------------------------------------------------------
+
+    async def settle_in(self, connection: object, result: object = None) -> None:
+        """End the job as succeeded, with `result` and what `then` was told, in the transaction open on `connection`.
+
+            async with await psycopg.AsyncConnection.connect(url) as connection:  # commits at the end of the block
+                await connection.execute("UPDATE accounts ...")
+                await ctx.settle_in(connection)
+
+        So the effect and the end of the job are committed together, or neither is. Call it last, commit, and return;
+        what the handler returns is ignored. If the transaction is not committed by then, the attempt has failed. In a
+        `def` handler use `ctx.blocking.settle_in`. On connections see `Packhorse.transaction`.
+
+        Raises LeaseLost if another run has the job by now: let it roll back. Also InvalidOption, Unsupported, Fail (the
+        result cannot be stored), Unavailable.
+        """
+        bound, settlement = self._own_reach().bind(connection), self._settlement(result)
+        with self._settling():
+            self._judge(await bound.settle([settlement]))
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        before, self.settled = self.settled, True
+        self.take_note()  # told now, it would wait for the transaction
+        try:
+            yield
+        except PackhorseError:  # it was not done; of any other end nobody knows
+            self.settled = before
+            raise
+
+    def _settlement(self, result: object) -> Settlement:
+        try:
+            data = None if result is None else codec.encode(codec.to_plain(result), codec.RESULT_BYTES_MAX)
+        except InvalidPayload as error:
+            raise Fail(f"settle_in: the result cannot be stored: {error}") from None
+        return Settlement(
+            id=self._job.id,
+            token=self._job.token,
+            state=State.SUCCEEDED,
+            result=data,
+            follow_ups=tuple(self.follow_ups),
+        )
+
+    def _judge(self, verdicts: Sequence[Verdict]) -> None:
+        if verdicts != [Verdict.APPLIED]:
+            raise LeaseLost(
+                f"job {self._job.id} has ended or belongs to another run by now; roll the transaction back, "
+                "its effects are not wanted"
+            )
+
+    def _refuse_settled(self, what: str) -> None:
+        if self.settled:
+            raise RuntimeError(f"{what}: the job is settled already; call ctx.settle_in last, after ctx.{what}")
 
     # ---- steps, and parents ----------------------------------------------------------------------------
 
@@ -166,7 +227,7 @@ class Context:
 
     @property
     def blocking(self) -> BlockingContext:
-        """`step`, `results` and `parents` for `def` handlers: `ctx.blocking.step("pay", pay, order=7)`."""
+        """`step`, `results`, `parents` and `settle_in` for `def` handlers: `ctx.blocking.step("pay", pay, order=7)`."""
         return BlockingContext(self, self._own_reach())
 
     async def _read_parents(self, *, results: bool) -> Results:
@@ -191,6 +252,7 @@ class Context:
     def _own_steps(self) -> Steps:
         from .steps import Steps
 
+        self._refuse_settled("step")
         with _steps_guard:  # a handler may have threads of its own
             if self._steps is None:
                 self._steps = Steps(self._job, self._own_reach(), self._stop)
@@ -258,6 +320,13 @@ class BlockingContext:
         """Call `function` in this thread unless the job has done the step before; see `Context.step`."""
         value: R = self._ctx._own_steps().run_blocking(name, function, args, kwargs)  # noqa: SLF001  # one with it
         return value
+
+    def settle_in(self, connection: object, result: object = None) -> None:
+        """End the job as succeeded in the transaction open on `connection`; see `Context.settle_in`."""
+        ctx = self._ctx
+        bound, settlement = self._reach.bind(connection), ctx._settlement(result)  # noqa: SLF001  # one with it
+        with ctx._settling():  # noqa: SLF001
+            ctx._judge(bound.run(bound.settle([settlement])))  # noqa: SLF001
 
     def results(self) -> Results:
         """Answer the results of the job's parents; see `Context.results`."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from . import codec
-from .backends.base import BATCH_MAX, Backend, Enqueued
+from .backends.base import BATCH_MAX, Backend, Bound, Enqueued
 from .chance import Chance, is_named_id
 from .errors import IdempotencyConflict, QueueFull
 from .job import JobRecord, JobSpec
@@ -26,7 +26,7 @@ class Store:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | Bound,
         chance: Chance,
         full_timeout_ms: int,
         on_stored: Hook | None = None,
@@ -122,6 +122,8 @@ class _Wait:
 
     async def pause(self) -> bool:
         """Sleep a little; False, without a sleep, once the time is over."""
+        if not self._timeout_ms:  # also where there is no event loop: in a transaction of blocking code
+            return False
         now_s = asyncio.get_running_loop().time()
         if self._end_s is None:
             self._end_s = now_s + self._timeout_ms / 1000

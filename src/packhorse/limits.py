@@ -16,7 +16,7 @@ CONCURRENCY_MAX = 1_000_000
 
 _NS_PER_MS = 1_000_000
 #: What a rate gives in this time is its burst, unless it is given.
-_BURST_MS = 100
+BURST_MS = 100
 
 
 def check_limit_change(change: Limit) -> None:
@@ -62,7 +62,7 @@ def merge_limit(old: Limit | None, change: Limit) -> Limit | None:
 def burst_of(limit: Limit) -> int:
     """Answer how many jobs may start at once after a pause."""
     assert limit.rate is not None
-    return limit.burst or max(1, limit.rate * _BURST_MS // limit.period_ms)
+    return limit.burst or max(1, limit.rate * BURST_MS // limit.period_ms)
 
 
 def interval_ns(limit: Limit) -> int:

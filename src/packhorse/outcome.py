@@ -87,6 +87,12 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 SUCCEEDED = Outcome(Kind.SUCCEEDED)
 RELEASED = Outcome(Kind.RELEASED)
+#: Of a run that succeeded, if its `settle_in` did not take effect: its effects did not either.
+NOT_COMMITTED = Outcome(
+    Kind.ERROR,
+    error_kind="NotCommitted",
+    message="settle_in was called but its transaction was not committed; commit it before the handler returns",
+)
 
 
 def from_result(value: object) -> Outcome:

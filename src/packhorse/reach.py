@@ -6,12 +6,12 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from .backends.base import Note
+from .backends.base import Bound, Note
 from .job import JobRecord
 
 
 class Reach(Protocol):
-    """Two verbs of the store, each for async and for blocking code. `stop` is set when the run is to stop."""
+    """Verbs of the store, each for async and for blocking code. `stop` is set when the run is to stop."""
 
     steps: bool  # whether the store remembers steps
 
@@ -25,6 +25,10 @@ class Reach(Protocol):
 
     def get_blocking(self, ids: Sequence[str], stop: threading.Event) -> list[JobRecord | None]:
         """Look jobs up, from a thread that is not the loop's."""
+        ...
+
+    def bind(self, connection: object) -> Bound:
+        """Take part in the handler's transaction on a connection of its own, in the process that has it."""
         ...
 
     def keep_blocking(self, note: Note, stop: threading.Event) -> None:

@@ -87,34 +87,42 @@ class Task(Generic[P, R]):
         """Make a job without storing it, for `app.enqueue_many`."""
         return self.using().job(*args, **kwargs)
 
-    def using(self, **options: Any) -> Using[P, R]:
+    def using(self, *, connection: object = None, **options: Any) -> Using[P, R]:
         """Answer this task with options for the jobs enqueued through it: `task.using(delay="30s").enqueue(...)`.
+
+        With `connection`, the jobs are stored in the transaction that is open there; see `Packhorse.transaction`.
 
         Options: queue, priority, max_attempts (or max_retries), timeout, delay, at, unique, unique_for, unique_states,
         on_conflict, idempotency_key, after, after_failed, key, tags, meta, full_timeout.
         """
-        return Using(self, read_options(options) if options else {})
+        return Using(self, read_options(options) if options else {}, connection)
 
 
 class Using(Generic[P, R]):
     """A task with options of the jobs it makes."""
 
-    def __init__(self, task: Task[P, R], fields: dict[str, Any]) -> None:
+    def __init__(self, task: Task[P, R], fields: dict[str, Any], connection: object = None) -> None:
         self._task = task
         self._fields = fields
+        self._connection = connection
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Store a job, see `Task.enqueue`."""
-        return self._task.app.enqueue_specs([self._job(*args, **kwargs)], self._full_timeout_ms)[0]
+        specs = [self._job(*args, **kwargs)]
+        return self._task.app.enqueue_specs(specs, self._full_timeout_ms, connection=self._connection)[0]
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Store a job in async code, see `Task.enqueue`."""
-        return (await self._task.app.aenqueue_specs([self._job(*args, **kwargs)], self._full_timeout_ms))[0]
+        specs = [self._job(*args, **kwargs)]
+        app = self._task.app
+        return (await app.aenqueue_specs(specs, self._full_timeout_ms, connection=self._connection))[0]
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobSpec:
         """Make a job without storing it."""
         if FULL_TIMEOUT_MS in self._fields:
             raise InvalidOption("full_timeout: give it to enqueue or enqueue_many; it says how long the call may wait")
+        if self._connection is not None:
+            raise InvalidOption("connection: it says how a job is stored; enqueue it in app.transaction(connection)")
         return self._job(*args, **kwargs)
 
     @property

@@ -12,6 +12,7 @@ from .backends.base import BATCH_MAX, Steered
 from .client import Job
 from .errors import InvalidOption, PackhorseError, Refused, Unavailable, Unsupported, shown
 from .job import AFTER_FAILED, AFTER_MAX, JobSpec, check_name
+from .transaction import current
 from .workflow_jobs import NAME_META
 from .workflow_run import WorkflowRun
 
@@ -296,13 +297,12 @@ class Workflow:
         it after Unavailable is safe, and adds nothing twice. Raises InvalidOption, Unsupported and what a job's
         `enqueue` raises.
         """
-        return self.app.portal.call(self.aenqueue())
+        return self.app.run_enqueue(self.aenqueue())
 
     async def aenqueue(self) -> WorkflowRun:
         """Store the workflow in async code; see `enqueue`."""
         specs = self.specs()
-        backend = await self.app.backend()
-        if not backend.capabilities.dependencies and any(spec.after for spec in specs):
+        if any(spec.after for spec in specs) and not (await self.app.acapabilities()).dependencies:
             raise Unsupported("dependencies", "enqueue the next job from the one before it with ctx.then()")
         if len(specs) <= BATCH_MAX:
             jobs = await self.app.aenqueue_specs(specs, together=True)
@@ -334,7 +334,10 @@ class Workflow:
             except BaseException as error:
                 # What was refused is not there; of any other end nobody knows.
                 left = new if isinstance(error, Refused) else [*new, *(spec.id for spec in batch)]
-                await asyncio.shield(self._undo(left, error))
+                if current(self.app) is None:
+                    await asyncio.shield(self._undo(left, error))
+                else:
+                    error.add_note(f"{len(new):,} jobs of workflow {self.id} are in the transaction: roll it back")
                 raise
             for spec, job in zip(batch, stored, strict=True):
                 if job.created:
@@ -349,7 +352,7 @@ class Workflow:
             try:
                 return await self.app.aenqueue_specs(batch, together=True)
             except Unavailable:
-                if tried == _TRIES:
+                if tried == _TRIES or current(self.app) is not None:  # what was lost there is the transaction
                     raise
                 await asyncio.sleep(self.app.chance.uniform(0, _PAUSE_S_MAX))
         raise AssertionError("the last try answers or raises")

@@ -41,6 +41,7 @@ LOADED = {
     "packhorse.backends",
     "packhorse.backends.base",
     "packhorse.backends.bells",
+    "packhorse.backends.bound",
     "packhorse.backends.messages",
     "packhorse.backends.opening",
     "packhorse.backends.rules",
@@ -61,6 +62,7 @@ LOADED = {
     "packhorse.settings",
     "packhorse.sync",
     "packhorse.task",
+    "packhorse.transaction",
 }
 
 _PROGRAM = """

@@ -85,7 +85,7 @@ def test_an_option_becomes_a_field_on_every_way_in(app, task, options, fields):
         "using": task.using(**options).job(),
         "by name": app.spec("noop", None, options),
         "unregistered": app.spec("unregistered", None, options),
-        "mapping": app._specs([{"type": "noop", **options}])[0],
+        "mapping": app.specs([{"type": "noop", **options}])[0],
         "default of the task": as_default.job(),
     }
     for way, spec in specs.items():
@@ -184,7 +184,7 @@ def test_a_wrong_option_is_refused_on_every_way_in(app, task, options, message):
         lambda: task.using(**options).job(),
         lambda: app.spec("noop", None, options),
         lambda: app.enqueue("unregistered", None, **options),
-        lambda: app._specs([{"type": "noop", **options}]),
+        lambda: app.specs([{"type": "noop", **options}]),
         lambda: Packhorse("memory://other").task("other", **options)(lambda: None).job(),
     ):
         with pytest.raises((InvalidOption, InvalidName)) as caught:

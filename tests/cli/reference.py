@@ -87,6 +87,7 @@ what does not apply is `null`. `error` is the last one as text, `null` once the 
 | `workflows cancel`, `rerun` | `{"items": [{"id", "answer"}], "next": null}` for each job that was met |
 | `workers` | `{"items": [{"id", "host", "pid", "queues", "types", "concurrency", "busy", "running", "started_at", "lease_left_ms", "version"}], "next": null}` |
 | `submit` | `{"id", "created"}`; `created` is false where a live job holds the unique key, whose id it is. With `recurring`: `{"schedule", "answer"}` |
+| `move` | `{"moved": {state: jobs}, "schedules", "limits", "queues", "known", "known_ids", "left": {state: jobs}, "done"}`; `known` jobs were left out, for the target had their ids; `done` is false where something is left |
 | `migrate`, `version` | `{"schema"}`, `{"version"}` |
 
 ## Codes of `jobs why`
@@ -129,7 +130,7 @@ line show where an error came from.
 _MEANINGS = {
     "url": "The store. `sqlite:///FILE` (three slashes: relative, four: absolute), or `memory://` inside one program.",
     "store": "The store beside a URL that is a transport.",
-    "namespace": "What names of packhorse on a shared server begin with.",
+    "namespace": "Which store on a shared server: the schema in PostgreSQL, the prefix of keys in Redis, where the URL names none.",
     "queues": "The queues a worker takes from, strictly in order; in the environment joined by commas. With weights, as `a=6,b=1`, each claim takes them in a random order with these odds.",
     "concurrency": "Jobs at once in each runner process.",
     "processes": "Runner processes of a worker.",

@@ -13,7 +13,13 @@ from packhorse.job import JobError
 from packhorse.testing.conformance import cases, check
 from packhorse.testing.conformance.stores import MemoryHarness
 
-from . import broken_flow, broken_keeping, broken_settings, broken_structure  # noqa: F401  # they register their variants
+from . import (  # noqa: F401  # they register their variants
+    broken_flow,
+    broken_keeping,
+    broken_settings,
+    broken_structure,
+    broken_transfer,
+)
 from .broken_on_the_way import BROKEN
 
 #: Where the rules are that the variants of a module break: these cases are asked first, then all others.
@@ -23,6 +29,7 @@ TOPICS = {
     "broken_on_the_way": ("enqueue", "claim", "settle", "unique"),
     "broken_settings": ("steps", "schedules", "keys", "look"),
     "broken_structure": ("cascade", "depend"),
+    "broken_transfer": ("transfer", "transfer_families"),
 }
 
 

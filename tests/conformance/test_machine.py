@@ -24,11 +24,11 @@ def _run(make: HarnessFactory, examples: int, steps: int, **options: bool) -> No
 
 @pytest.mark.timeout(1_800 if FULL else 120)
 def test_any_history_goes_as_the_model_says(make_harness: HarnessFactory, request: pytest.FixtureRequest) -> None:
-    in_memory = request.node.callspec.id == "memory"
+    backend = request.node.callspec.params["make_harness"]
     if FULL:
-        _run(make_harness, examples=800 if in_memory else 150, steps=80)
+        _run(make_harness, examples=800 if backend == "memory" else 150, steps=80)
     else:
-        _run(make_harness, examples=50 if in_memory else 30, steps=40)
+        _run(make_harness, examples={"memory": 50, "sqlite": 30}.get(backend, 15), steps=40)
 
 
 class Refunding(MemoryBackend):

@@ -4,7 +4,10 @@ import asyncio
 import ctypes
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
+from typing import Any
 
 from packhorse import Context, Fail, Packhorse, Results
 
@@ -123,3 +126,32 @@ def five_steps_and_kills(ctx: Context) -> list[int]:
     made.append(ctx.blocking.step("step3", under_way, "step3"))
     made.append(ctx.blocking.step("step4", effect, ctx, "step4"))
     return made
+
+
+@app.task(max_attempts=5, backoff="10ms", backoff_max="50ms")
+def transfer(ctx: Context, kill: str, number: int) -> str:
+    """An effect and the end of the job in one transaction. Killed in the first attempt where `kill` says."""
+    note("start", ctx)
+    with closing(connect()) as connection:
+        connection.execute(f"INSERT INTO effects VALUES ({number})")
+        ctx.then("work", {"ms": 1})
+        if kill == "before settle_in" and ctx.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ctx.blocking.settle_in(connection, number)
+        if kill == "before the commit" and ctx.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        connection.commit()
+        if kill == "after the commit":
+            os.kill(os.getpid(), signal.SIGKILL)
+    note("end", ctx)
+    return "ignored"
+
+
+def connect() -> Any:
+    """Connect as a handler would, to the store itself."""
+    url = app.settings.url
+    if url.startswith("sqlite"):
+        return sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)
+    import psycopg
+
+    return psycopg.connect(url.partition("?")[0])

@@ -1,4 +1,4 @@
-"""Real workers in real processes on a real SQLite file, to be killed. Only what was started here is ever signalled."""
+"""Real workers in real processes on a real store, to be killed. Only what was started here is ever signalled."""
 
 import asyncio
 import os
@@ -83,9 +83,9 @@ class Worker:
 class Lab:
     """A store, workers on it, and what their handlers wrote down."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, url: str = "") -> None:
         self.directory = directory
-        self.url = f"sqlite:///{directory / 'jobs.db'}"
+        self.url = url or f"sqlite:///{directory / 'jobs.db'}"
         self.log = directory / "starts.log"
         self.workers: list[Worker] = []
 

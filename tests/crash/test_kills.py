@@ -27,7 +27,7 @@ def by_job(starts: list[Start]) -> dict[str, list[Start]]:
 @pytest.mark.timeout(400)
 def test_kill_storm_loses_nothing_and_runs_nothing_without_a_reason(lab: Lab) -> None:
     """Every second a random runner or a whole worker is killed (B3, B4, B11, B17)."""
-    count, seconds = (5_000, 60) if FULL else (1_500, 12)
+    count, seconds = (5_000, 60) if FULL else (1_500, 7)
     chance = random.Random(20261122)
     options = ("-c", "20", "-p", "2", "--lease", "2s")
     ids = lab.enqueue("work", count, {"ms": 150 if FULL else 100}, max_attempts=100)
@@ -73,7 +73,7 @@ def test_kill_storm_loses_nothing_and_runs_nothing_without_a_reason(lab: Lab) ->
 
 def test_a_dead_runners_jobs_start_again_within_two_seconds(lab: Lab) -> None:
     worker = lab.worker("-p", "2", "-c", "4", "--lease", "30s")
-    ids = lab.enqueue("work", 2, {"ms": 8_000})
+    ids = lab.enqueue("work", 2, {"ms": 4_000})
     lab.until(lambda: len(lab.lines()) == 2, 20, "both jobs started")
     victim = lab.lines()[0].pid
     lost = {start.job for start in lab.lines() if start.pid == victim}
@@ -105,6 +105,7 @@ def test_a_dead_workers_jobs_start_again_within_lease_and_five_seconds(lab: Lab)
     assert second.stop() == 0
 
 
+@pytest.mark.of_workers
 def test_a_runner_without_keeper_finishes_and_ends(lab: Lab) -> None:
     worker = lab.worker("-c", "4", "--lease", "2s")
     ids = lab.enqueue("work", 1, {"ms": 3_000}, max_attempts=1)
@@ -127,6 +128,7 @@ def alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.of_workers
 @pytest.mark.parametrize("how", ["exit", "segfault", "kill"])
 def test_a_handler_that_kills_its_process_ends_after_its_attempts(lab: Lab, how: str) -> None:
     """B3: poison is counted; its neighbours end well."""

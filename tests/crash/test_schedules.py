@@ -108,6 +108,7 @@ def test_every_slot_once_and_on_time_while_workers_are_killed_and_stopped(lab: L
     assert {start.attempt for start in lab.lines()} == {1}
 
 
+@pytest.mark.of_workers
 def test_what_was_missed_while_no_worker_ran_comes_as_the_policy_says(lab: Lab) -> None:
     worker = lab.worker(*OPTIONS)
     lab.until(lambda: len(lab.live_workers()) == 1, 30, "the worker is there")

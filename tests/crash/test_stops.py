@@ -13,12 +13,11 @@ from .harness import Lab, result
 
 def test_a_stopped_runner_loses_its_job_and_its_late_end_is_refused(lab: Lab) -> None:
     """SIGSTOP for three leases, then SIGCONT (B21): the new run's result stands."""
-    first = lab.worker("-c", "2", "--lease", "2s")
+    first, second = (lab.worker("-c", "2", "--lease", "2s") for _ in range(2))
+    lab.until(lambda: len(lab.live_workers()) == 2, 30, "both workers are there")
     ids = lab.enqueue("work", 1, {"ms": 1_500})
     lab.until(lambda: len(lab.lines()) == 1, 20, "the job started")
     victim = lab.lines()[0].pid
-    second = lab.worker("-c", "2", "--lease", "2s")
-    lab.until(lambda: len(lab.live_workers()) == 2, 20, "the second worker is there")
     stopped_at = time.monotonic()
     os.kill(victim, signal.SIGSTOP)
     lab.until(lambda: lab.all_ended(ids), 20, "another worker ran the job")
@@ -35,6 +34,7 @@ def test_a_stopped_runner_loses_its_job_and_its_late_end_is_refused(lab: Lab) ->
     assert second.stop() == 0
 
 
+@pytest.mark.of_workers
 def test_a_handler_that_holds_the_interpreter_lock_for_three_leases_runs_once(lab: Lab) -> None:
     worker = lab.worker("-c", "2", "--lease", "2s", "-p", "2")
     ids = lab.enqueue("hold_lock", 1, {"ms": 6_000}, max_attempts=5, timeout="1h")
@@ -45,6 +45,7 @@ def test_a_handler_that_holds_the_interpreter_lock_for_three_leases_runs_once(la
     assert worker.stop() == 0
 
 
+@pytest.mark.of_workers
 def test_a_loop_blocked_past_its_jobs_time_outs_is_killed(lab: Lab) -> None:
     """No lease can be kept for ever (DESIGN section 5, rule 6)."""
     worker = lab.worker("-c", "2", "--lease", "5s", "-p", "2")
@@ -59,6 +60,7 @@ def test_a_loop_blocked_past_its_jobs_time_outs_is_killed(lab: Lab) -> None:
     assert worker.stop() == 0
 
 
+@pytest.mark.of_workers
 @pytest.mark.timeout(240)
 def test_ten_rolling_restarts_lose_fail_and_repeat_nothing(lab: Lab) -> None:
     """SIGTERM under load with a single attempt each (B7, B14)."""
@@ -79,6 +81,7 @@ def test_ten_rolling_restarts_lose_fail_and_repeat_nothing(lab: Lab) -> None:
         assert worker.stop() == 0
 
 
+@pytest.mark.of_workers
 def test_a_job_longer_than_the_lease_is_finished_during_shutdown(lab: Lab) -> None:
     """B7: leases are renewed while the worker stops."""
     worker = lab.worker("-c", "2", "--lease", "1s")
@@ -94,6 +97,7 @@ def test_a_job_longer_than_the_lease_is_finished_during_shutdown(lab: Lab) -> No
     assert other.stop() == 0
 
 
+@pytest.mark.of_workers
 def test_a_runner_above_its_memory_limit_is_replaced_and_killed(lab: Lab) -> None:
     """Memory without end costs the job that eats it, not the machine."""
     worker = lab.worker("-c", "2", "--max-memory", "150MB")
@@ -107,6 +111,7 @@ def test_a_runner_above_its_memory_limit_is_replaced_and_killed(lab: Lab) -> Non
     assert worker.stop() == 0
 
 
+@pytest.mark.of_workers
 def test_runners_are_recycled_after_so_many_jobs_without_losing_one(lab: Lab) -> None:
     worker = lab.worker("-c", "10", "--max-jobs", "100")
     ids = lab.enqueue("work", 600, {"ms": 30}, max_attempts=1)

@@ -115,7 +115,7 @@ def check(lab: Lab, run: WorkflowRun, killed: set[int]) -> dict[str, JobRecord]:
 @pytest.mark.timeout(600)
 def test_workflows_in_a_kill_storm(lab: Lab) -> None:
     """Row 10: a random graph of 200 with failures, a chain of 500, a fan-in, diamonds; workers are killed meanwhile."""
-    wide = 10_000 if FULL else 1_000
+    size, deep, wide = (200, 500, 10_000) if FULL else (150, 100, 500)
     chance = random.Random(20261122)
     lab.do(lambda backend: backend.migrate())
     with Packhorse(lab.url) as app:
@@ -123,8 +123,8 @@ def test_workflows_in_a_kill_storm(lab: Lab) -> None:
         def job(name: str = "node", **payload: object) -> object:
             return app.spec(name, payload, {"max_attempts": 100})
 
-        graph = random_graph(app, chance, 200).enqueue()
-        long = app.workflow(chain(*(job(ms=10) for _ in range(500)))).enqueue()
+        graph = random_graph(app, chance, size).enqueue()
+        long = app.workflow(chain(*(job(ms=10) for _ in range(deep)))).enqueue()
         fan = app.workflow(chord([job(ms=200) for _ in range(wide)], job("join"))).enqueue()
         diamonds = []
         for fails in (False, True):
@@ -155,9 +155,10 @@ def test_workflows_in_a_kill_storm(lab: Lab) -> None:
 @pytest.mark.timeout(300)
 def test_steps_in_a_kill_storm(lab: Lab) -> None:
     """What an attempt did is not done again, but for the one step that was under way when it was killed."""
-    ids = lab.enqueue("five_steps", 60, {"ms": 1_000}, max_attempts=100, timeout="60s")
+    step_ms, seconds = (1_000, 60) if FULL else (700, 6)
+    ids = lab.enqueue("five_steps", 60, {"ms": step_ms}, max_attempts=100, timeout="60s")
     storm = Storm(lab, 11)
-    storm.until_ended(ids, 60 if FULL else 8, 120)
+    storm.until_ended(ids, seconds, 120)
     storm.over()
     records = {job.id: job for job in lab.records(ids)}
     assert {job.state for job in records.values()} == {State.SUCCEEDED}

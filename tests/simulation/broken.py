@@ -19,7 +19,7 @@ from packhorse.worker.engine import Engine
 from packhorse.worker.heart import Heart
 from packhorse.worker.lease import Lease
 from packhorse.worker.runner import Runner
-from packhorse.worker.settler import Settler
+from packhorse.worker.settler import Lane
 
 # ---- stores --------------------------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ def drops_a_batch_whose_reply_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
         except Unavailable:
             return
 
-    monkeypatch.setattr(Settler, "_settle", settle)
+    monkeypatch.setattr(Lane, "_settle", settle)
 
 
 def forgets_claims_whose_reply_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:

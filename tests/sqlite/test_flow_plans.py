@@ -11,6 +11,8 @@ import pytest
 from packhorse.backends.base import Query
 from packhorse.backends.sqlite import (
     adding,
+    arriving,
+    departing,
     dropping,
     families,
     keeping,
@@ -59,6 +61,15 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "schedules to plan": (schedules.PLANNED, (1, 1)),
     "next schedule": (schedules.NEXT, ()),
     "schedules by name": (schedules.NAMED, ("[]",)),
+    "who leaves first": (departing.WAIT, (3,)),
+    "who leaves next": (departing.NEXT, (1, 3)),
+    "how large": (departing.SIZES, ("[]",)),
+    "rules of keys of who leaves": (departing.RULES, ("[]",)),
+    "parents of who leaves": (departing.TIES, ("[]",)),
+    "leave": (departing._ABSENT, (1, "[]")),
+    "mark who arrived": (arriving.MARK, ("[]",)),
+    "who arrived ended": (arriving.UNTOLD, ("[]",)),
+    "expect parents": (arriving._EXPECT, ("[]", "a")),
     "workflows": (looking.WORKFLOWS, (None, 1)),
 }
 

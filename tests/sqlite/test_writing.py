@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from packhorse.backends import stored
 from packhorse.backends.base import Enqueued, Keep, Note, Settlement, Verdict, WorkerInfo
 from packhorse.backends.sqlite import SQLiteBackend, rows
 from packhorse.backends.sqlite import engine as engine_module
@@ -283,7 +284,7 @@ def test_a_move_checks_state_and_token_in_the_statement_that_writes(tmp_path: Pa
                 rows.save(tx, found.values())
 
             token = int(jobs[0].token)
-            for wrong in ((rows.RUNNING, token + 1), (rows.PENDING, token)):
+            for wrong in ((stored.RUNNING, token + 1), (stored.PENDING, token)):
                 with pytest.raises(AssertionError, match="0 of 2 rows"):
                     await backend._engine.post(Op(move, wrong))
             assert await backend.settle([succeeded(job) for job in jobs]) == [Verdict.APPLIED] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import UTC, datetime
 from typing import Any, assert_type
 
@@ -22,6 +23,7 @@ from packhorse import (
     Snooze,
     State,
     Task,
+    Transaction,
     Workflow,
     WorkflowRun,
     chain,
@@ -158,6 +160,27 @@ async def in_steps(ctx: Context, n: int) -> int:
     assert_type(await ctx.step("count", len, [1, 2]), int)
     assert_type(await ctx.results(), Results)
     return n
+
+
+@app.task
+async def in_a_transaction(ctx: Context, n: int) -> None:
+    """Settle in a transaction of its own."""
+    connection = sqlite3.connect("jobs.db")
+    await ctx.settle_in(connection, {"n": n})
+    ctx.blocking.settle_in(connection)
+
+
+async def transactions(connection: sqlite3.Connection) -> None:
+    """Enqueue in a transaction."""
+    with app.transaction(connection) as tx:
+        assert_type(tx, Transaction)
+        assert_type(tx.enqueue(add, {"a": 1}, priority="high"), Job[Any])
+        assert_type(tx.enqueue_many([add.job(1), ("add", {"a": 1})]), list[Job[Any]])
+    async with app.transaction(connection) as tx:
+        assert_type(await tx.aenqueue("add", {"a": 1}), Job[Any])
+        assert_type(await tx.aenqueue_many([add.job(1)]), list[Job[Any]])
+    assert_type(add.using(connection=connection, delay="1s").enqueue(1), Job[int])
+    assert_type(await add.using(connection=connection).aenqueue(1, b=2), Job[int])
 
 
 async def workflows() -> None:

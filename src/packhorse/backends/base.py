@@ -24,21 +24,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import Unsupported
 from ..job import Claimed, JobRecord, JobSpec
 from .bells import Bell
+from .bound import Bound
 from .messages import (
+    ABSENT_KEPT_MS,
     BATCH_MAX,
     DUE_TOPIC,
     EACH_KEY,
     ERRORS_KEPT_MAX,
     SCHEDULES_A_TICK,
+    TRANSFER_BYTES_MAX,
+    Arrival,
     Capabilities,
     Enqueued,
     Firing,
     Keep,
     Limit,
+    MovedJob,
     Note,
     Page,
     Pulse,
@@ -51,12 +57,16 @@ from .messages import (
     Settlement,
     Steered,
     Ticked,
+    Tie,
+    Transfer,
     Verdict,
     WorkerInfo,
     WorkflowCounts,
     job_topic,
     queue_topic,
+    read_transfer,
     worker_topic,
+    write_transfer,
 )
 from .rules import (
     REPLACEABLE,
@@ -72,6 +82,7 @@ from .rules import (
     landing,
     lapse_landing,
     may_fire,
+    merge_schedule,
     page_limit,
     parent_failed,
     parents_first,
@@ -81,19 +92,27 @@ from .rules import (
     wants_planning,
 )
 
+if TYPE_CHECKING:
+    from .checkup import Checkup
+
 __all__ = [
+    "ABSENT_KEPT_MS",
     "BATCH_MAX",
     "DUE_TOPIC",
     "EACH_KEY",
     "ERRORS_KEPT_MAX",
     "REPLACEABLE",
     "SCHEDULES_A_TICK",
+    "TRANSFER_BYTES_MAX",
+    "Arrival",
     "Backend",
+    "Bound",
     "Capabilities",
     "Enqueued",
     "Firing",
     "Keep",
     "Limit",
+    "MovedJob",
     "Note",
     "Page",
     "Pulse",
@@ -106,6 +125,8 @@ __all__ = [
     "Settlement",
     "Steered",
     "Ticked",
+    "Tie",
+    "Transfer",
     "Verdict",
     "WorkerInfo",
     "WorkflowCounts",
@@ -122,15 +143,18 @@ __all__ = [
     "landing",
     "lapse_landing",
     "may_fire",
+    "merge_schedule",
     "page_limit",
     "parent_failed",
     "parents_first",
     "parse_cursor",
     "pause_schedule",
     "queue_topic",
+    "read_transfer",
     "replaced_by",
     "wants_planning",
     "worker_topic",
+    "write_transfer",
 ]
 
 
@@ -155,6 +179,23 @@ class Backend(ABC):
     async def migrate(self) -> int:
         """Bring the schema to this version and answer its number. Safe while workers run; repeating is harmless."""
         return 0
+
+    async def checkup(self) -> Checkup:
+        """Look at the server's own settings for `packhorse doctor`. On a backend that is not open; changes nothing.
+
+        Raises ConfigurationError, Unavailable where the server cannot be asked.
+        """
+        from .checkup import Checkup
+
+        return Checkup()
+
+    def bind(self, connection: object) -> Bound:
+        """Answer verbs that take part in the caller's own transaction on `connection`, to the same store.
+
+        From any thread; nothing is sent before the first verb. Raises InvalidOption for a connection of another
+        kind or to another store, Unsupported.
+        """
+        raise Unsupported("bind", "enqueue after the commit, or use SQLite or PostgreSQL")
 
     # ---- the way of a job ------------------------------------------------------------------------------
 
@@ -310,3 +351,38 @@ class Backend(ABC):
         if changes:
             raise Unsupported("schedules")
         return []
+
+    # ---- move to another store ---------------------------------------------------------------------------
+
+    async def hand_over(self, to: str, limit: int, stored: int | None = None) -> Transfer:
+        """Let up to `limit` jobs that do not run, and the schedules, go to the store `to`; answers them.
+
+        From then on nobody here can claim, find, steer, tick or drop them. They are kept in transit, durably, and the
+        same batch is answered again until a call says with `stored` that it is safe there, by its number: then it is
+        forgotten, in the same move that hands the next one over. An empty answer, with the number that the next batch
+        would at least have, means that nothing is in transit any more. One batch is in transit at a time, from
+        `TRANSFER_BYTES_MAX` on a smaller one; ConfigurationError if it goes to another store than `to`.
+
+        Jobs that wait go first: none that could end leaves while a child of it waits here. The id of a job that
+        left is remembered for `ABSENT_KEPT_MS`, and while a child of it lives here: enqueueing it again answers
+        `created=False`, and it counts as a parent that lives. Its unique key is free.
+        """
+        raise Unsupported("transfer")
+
+    async def take_over(self, transfer: Transfer | None = None) -> Arrival:
+        """Store what another store handed over, durably but not live yet; the batch before it becomes live now.
+
+        So a job is live here only once its source has forgotten it: a source goes on to the next number when it has.
+        The same number again changes nothing, a lower one is STALE, an empty batch only makes live what was held.
+        Without a transfer this answers the identity of the store, which never changes.
+
+        A job comes to life as it left: its state, instants, errors, and what it knows of its parents, wherever these
+        are by now. One that is here counts as it stands here, one that is not is waited for; it counts as cancelled
+        when the `last` batch of that source came without it. A child that was cancelled because of a parent which was
+        rerun while one of the two was elsewhere is revived when both are here.
+
+        A job of an id that is here already is left out. One whose key is held here comes all the same: nobody else gets
+        the key before both have ended. No capacity holds. A schedule of a name that is here gets the later of both
+        cursors: `merge_schedule`.
+        """
+        raise Unsupported("transfer")

@@ -99,6 +99,17 @@ class Bells:
         for bell in rung:
             bell.ring()
 
+    def ring_kind(self, prefix: str) -> None:
+        """Ring every bell of a topic that begins so: something happened to one of them, it is not known to which."""
+        with self._lock:
+            topics = [topic for topic in self._by_topic if topic.startswith(prefix)]
+        self.ring(topics)
+
+    @property
+    def are_hung(self) -> bool:
+        """Tell whether there is any bell."""
+        return bool(self._by_topic)
+
     def ring_all(self) -> None:
         """Ring every bell: something happened, it is not known what."""
         with self._lock:

@@ -19,7 +19,6 @@ from . import memory_settings as settings
 from .base import (
     DUE_TOPIC,
     SCHEDULES_A_TICK,
-    Backend,
     Capabilities,
     Enqueued,
     Firing,
@@ -58,11 +57,12 @@ from .base import (
 from .bells import Bell
 from .memory_lanes import StoredJob
 from .memory_store import MemoryStore, copied
+from .memory_transfer import TransferVerbs
 
 __all__ = ["MemoryBackend", "MemoryStore"]
 
 
-class MemoryBackend(Backend):
+class MemoryBackend(TransferVerbs):
     """Jobs in this process. See `MemoryStore`."""
 
     capabilities = Capabilities(
@@ -75,6 +75,7 @@ class MemoryBackend(Backend):
         schedules=True,
         capacity=True,
         steps=True,
+        transfer=True,
     )
 
     def __init__(self, store: MemoryStore | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -254,6 +255,7 @@ class MemoryBackend(Backend):
             for worker in [w for w, (_, end) in store.workers.items() if end <= now_ms and not store.held.get(w)]:
                 del store.workers[worker]
             dropped = self._drop_old(limit, keep, now_ms)
+            store.forget_absent(now_ms)
             freed = store.serve(now_ms, limit)
             opened = [queue for queue, at_ms in store.openings.items() if at_ms <= now_ms]
             for queue in opened:

@@ -16,7 +16,7 @@ from .memory_store import MemoryStore, copied
 def get(store: MemoryStore, ids: Sequence[str]) -> list[JobRecord | None]:
     """Look jobs up by id."""
     found = [store.jobs.get(job_id) for job_id in ids]
-    return [_record(job, steps=True) if job is not None else None for job in found]
+    return [as_record(job, steps=True) if job is not None else None for job in found]
 
 
 def find(store: MemoryStore, query: Query) -> Page:
@@ -27,7 +27,7 @@ def find(store: MemoryStore, query: Query) -> Page:
     matching.sort(key=lambda job: job.seq, reverse=not query.oldest_first)
     if before is not None:
         matching = [job for job in matching if (job.seq > before if query.oldest_first else job.seq < before)]
-    page = [_record(job) for job in matching[:limit]]
+    page = [as_record(job) for job in matching[:limit]]
     if query.brief:
         for record in page:
             record.payload, record.result = b"", None
@@ -95,7 +95,8 @@ def _matches(job: StoredJob, query: Query) -> bool:
 _RECORD_FIELDS = JobRecord.__struct_fields__
 
 
-def _record(job: StoredJob, *, steps: bool = False) -> JobRecord:
+def as_record(job: StoredJob, *, steps: bool = False) -> JobRecord:
+    """Answer what everybody may see of a job, as a value of its own."""
     record = JobRecord(**{name: getattr(job, name) for name in _RECORD_FIELDS})
     record.meta = copied(job.meta)
     record.steps = dict(job.steps) if steps and job.steps is not None else None

@@ -8,10 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
+from ..chance import CHANCE
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import QueueFull, UniqueConflict, UnknownParent
 from ..job import LAPSED, LIVE, TERMINAL, JobError, JobSpec, State, fair_turn, rank
 from .base import (
+    ABSENT_KEPT_MS,
     BATCH_MAX,
     DUE_TOPIC,
     REPLACEABLE,
@@ -32,6 +36,31 @@ from .memory_choice import Choice
 from .memory_lanes import NOBODY, NOTHING, Entry, Limits, QueueLanes, StoredJob
 
 _BAD = frozenset({State.FAILED, State.CANCELLED})
+
+
+class Absent(msgspec.Struct):
+    """A job that is in another store: it left since `at_ms`, or is to come from the store `source`."""
+
+    at_ms: int
+    children: dict[str, None]
+    source: str | None = None
+
+
+class Transfers:
+    """What a store keeps of moves: where it stands with each other store, and what is on the way."""
+
+    def __init__(self) -> None:
+        self.store_id = ""
+        self.numbers: dict[str, int] = {}  # store → number of the last batch handed over to it
+        self.departing: tuple[str, bytes] | None = None  # to which store, and the batch
+        self.arrived: dict[str, int] = {}  # store → number of the last batch taken over from it
+        self.held: dict[str, bytes] = {}  # store → that batch, while it is not live
+
+    def identity(self, now_ms: int) -> str:
+        """Answer the identity of this store."""
+        if not self.store_id:
+            self.store_id = CHANCE.id(now_ms)
+        return self.store_id
 
 
 class MemoryStore:
@@ -55,6 +84,8 @@ class MemoryStore:
         self.settings: dict[str, QueueChange] = {}
         self.schedules: dict[str, Schedule] = {}
         self.unserved: deque[tuple[str, State, Iterator[str]]] = deque()  # ended parents whose children do not know yet
+        self.absent: dict[str, Absent] = {}  # id → a job that is in another store; it counts as a parent that lives
+        self.transfers = Transfers()
         self.seq = itertools.count(1)
         self.tokens = itertools.count(1)
         self.pushes = itertools.count(1)
@@ -169,9 +200,13 @@ class MemoryStore:
         if state in _BAD and child.after_failed == "cancel":
             self._cancel_for_parent(child, parent, state, now_ms)
         elif not child.waiting_on:
-            delay_ms = child.due_at_ms - child.created_at_ms
-            self.start_over(child, delay_ms, now_ms)
-            self.rung.add(queue_topic(child.queue) if delay_ms <= 0 else DUE_TOPIC)
+            self._free(child, now_ms)
+
+    def _free(self, child: StoredJob, now_ms: int) -> None:
+        """Start a child whose parents have all ended; its delay counts from now."""
+        delay_ms = child.due_at_ms - child.created_at_ms
+        self.start_over(child, delay_ms, now_ms)
+        self.rung.add(queue_topic(child.queue) if delay_ms <= 0 else DUE_TOPIC)
 
     def _cancel_for_parent(self, child: StoredJob, parent: str, state: State, now_ms: int) -> None:
         child.errors = add_error(child.errors, parent_failed(parent, state, now_ms))
@@ -181,13 +216,25 @@ class MemoryStore:
 
     def wait_for_parents(self, job: StoredJob) -> bool:
         """Make a job wait for those of its parents that have not ended; answers whether there are any."""
-        job.waiting_on = {parent for parent in job.after if parent in self.jobs and self.jobs[parent].state in LIVE}
+        job.waiting_on = {parent for parent in job.after if self._lives(parent)}
         job.waiting_for = len(job.waiting_on)
         for parent in job.waiting_on:
-            _adopt(self.jobs[parent], job.id)  # it may have been deleted and enqueued anew
+            self.adopt(parent, job.id)  # it may have been deleted and enqueued anew
         if job.waiting_on:
             job.state = State.WAITING
         return bool(job.waiting_on)
+
+    def _lives(self, job_id: str) -> bool:
+        return job_id in self.absent or (job_id in self.jobs and self.jobs[job_id].state in LIVE)
+
+    def adopt(self, parent: str, child: str) -> None:
+        """Note a child with its parent, if that is here or known to be in another store."""
+        owner = self.jobs.get(parent) or self.absent.get(parent)
+        if owner is None:
+            return
+        if owner.children is NOBODY:
+            owner.children = {}
+        owner.children[child] = None
 
     def revive_children(self, parent: StoredJob, now_ms: int) -> None:
         """Let the children that were cancelled because of a parent wait for it again, and theirs in turn."""
@@ -209,7 +256,8 @@ class MemoryStore:
                     self.take_key((child.queue, child.unique), child.id)
                 child.held_by = None
                 child.finished_at_ms = None
-                self.wait_for_parents(child)
+                if not self.wait_for_parents(child):  # where the parent was rerun in another store, and ended there
+                    self._free(child, now_ms)
                 revived.append(child)
 
     def forget(self, job: StoredJob, now_ms: int) -> None:
@@ -222,9 +270,16 @@ class MemoryStore:
                 self.jobs[parent].children.pop(job.id, None)
         del self.jobs[job.id]
 
-    def has_live_child(self, job: StoredJob) -> bool:
+    def has_live_child(self, job: StoredJob | Absent) -> bool:
         """Tell whether a job must be kept because a child of it has not ended."""
-        return any(child in self.jobs and self.jobs[child].state in LIVE for child in job.children)
+        return any(self._lives(child) for child in job.children)
+
+    def forget_absent(self, now_ms: int) -> None:
+        """Forget the ids of jobs that are in other stores for long, unless a child of one lives."""
+        old = [job_id for job_id, one in self.absent.items() if one.at_ms + ABSENT_KEPT_MS <= now_ms]
+        for job_id in old:
+            if not self.has_live_child(self.absent[job_id]):
+                del self.absent[job_id]
 
     def lapse(self, job: StoredJob, reason: str, now_ms: int) -> None:
         """Take a running job from a lost worker: it starts over, or ends with its last attempt."""
@@ -274,10 +329,10 @@ class MemoryStore:
         room: dict[str, int] = {}
         seen: set[str] = set()
         for spec in specs:
-            if spec.id in self.jobs or spec.id in seen:
+            if spec.id in self.jobs or spec.id in seen or spec.id in self.absent:
                 continue
             for parent in spec.after:
-                if parent not in ids and parent not in self.jobs:
+                if parent not in ids and parent not in self.jobs and parent not in self.absent:
                     raise UnknownParent(parent)
             seen.add(spec.id)
             if spec.unique is not None:
@@ -350,7 +405,7 @@ class MemoryStore:
         return answers
 
     def _add(self, spec: JobSpec, now_ms: int) -> Enqueued:
-        if spec.id in self.jobs:
+        if spec.id in self.jobs or spec.id in self.absent:
             return Enqueued(spec.id, False)
         if spec.unique is not None:
             slot = (spec.queue, spec.unique.key)
@@ -397,11 +452,11 @@ class MemoryStore:
     def _join_family(self, job: StoredJob, spec: JobSpec, now_ms: int) -> None:
         """Let a new job wait for its parents, or end because of one."""
         for name in job.after:
-            parent = self.jobs.get(name)
-            if parent is not None:
-                _adopt(parent, job.id)
+            self.adopt(name, job.id)
         for name in job.after:
             parent = self.jobs.get(name)
+            if parent is None and name in self.absent:
+                continue
             state = parent.state if parent is not None else State.FAILED
             if state in _BAD and job.after_failed == "cancel":
                 self._cancel_for_parent(job, name, state, now_ms)
@@ -413,12 +468,6 @@ class MemoryStore:
 def _first_state(spec: JobSpec) -> State:
     """Answer the state of a new job; one with parents may also be freed or end at once."""
     return State.WAITING if spec.after else State.SCHEDULED if spec.delay_ms > 0 else State.PENDING
-
-
-def _adopt(parent: StoredJob, child: str) -> None:
-    if parent.children is NOBODY:
-        parent.children = {}
-    parent.children[child] = None
 
 
 def copied(meta: dict[str, str] | None) -> dict[str, str] | None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from ..job import JobError, JobRecord, JobSpec, State
+from ..job import JobError, JobRecord, JobSpec, State, Unique
 
 #: Items in one call. Large enough that the cost of the call vanishes, small enough that no call
 #: holds a server for long: 1,000 rows are about 20 ms on SQLite (bench, 2026-11-22).
@@ -17,6 +17,12 @@ ERRORS_KEPT_MAX = 50
 
 #: Schedules that one tick hands out to be planned.
 SCHEDULES_A_TICK = 100
+
+#: Bytes of payloads, results, steps and errors in one `Transfer`, about; a job that is larger travels alone.
+TRANSFER_BYTES_MAX = 8 * 1024 * 1024
+
+#: How long a store remembers the id of a job that it handed over, ms: a day, as a succeeded job by default.
+ABSENT_KEPT_MS = 86_400_000
 
 #: As the key of a limit: each key of the type has the limit for itself.
 EACH_KEY = "*"
@@ -37,6 +43,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     capacity: bool = False
     steps: bool = False  # a job remembers the results of its durable steps
     bind: bool = False  # enqueue inside the caller's own transaction
+    transfer: bool = False  # hand jobs over to another store and take them over from one
 
 
 class Enqueued(msgspec.Struct, frozen=True, gc=False):
@@ -271,6 +278,57 @@ class Rerun(msgspec.Struct, frozen=True, kw_only=True):
     queue: str | None = None
     priority: int | None = None
     max_attempts: int | None = None
+
+
+class Tie(StrEnum):
+    """What a job knows of a parent."""
+
+    WAITS = "waits"  # it waits for its end
+    TOLD = "told"  # it was told of its end
+    HELD = "held"  # it is cancelled because of it, and revived with it
+
+
+class MovedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job on its way to another store.
+
+    `record` is what `get` answers, steps too; it never runs. `unique` is the rule of its key. `parents` are those of
+    its parents that its store knows, here or handed over before it.
+    """
+
+    record: JobRecord
+    unique: Unique | None = None
+    parents: dict[str, Tie] = {}
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch of jobs and schedules on their way from the store `source` to another (decision 18).
+
+    `number` rises from batch to batch. `last`: nothing is left at the source, not even what runs.
+    """
+
+    source: str
+    number: int
+    jobs: tuple[MovedJob, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
+    last: bool = False
+
+
+#: A batch as one value of bytes, which is how a store may keep it.
+write_transfer = msgspec.msgpack.Encoder().encode
+read_transfer = msgspec.msgpack.Decoder(Transfer).decode
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a `Transfer` at the store `store`.
+
+    STALE: a later batch of the same source is here already, so this one was refused. `jobs` were made live by this
+    call, `known` are ids among them that this store had before: its own job stays, the other is gone.
+    """
+
+    store: str
+    verdict: Verdict = Verdict.APPLIED
+    jobs: int = 0
+    known: tuple[str, ...] = ()
 
 
 class Steered(StrEnum):

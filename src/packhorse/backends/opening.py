@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import ConfigurationError
@@ -28,6 +28,12 @@ _REDIS = frozenset(
     }
 )
 
+#: What all backends on servers call their store where nobody names it.
+DEFAULT_NAMESPACE = "packhorse"
+
+#: Where an installed package names its backends, by scheme.
+ENTRY_POINTS = "packhorse.backends"
+
 #: Drivers take passwords as parameters too.
 _SECRET_PARAMETER = re.compile(r"([?&](?:password|passwd|pwd|token|secret)=)[^&#]*", re.IGNORECASE)
 
@@ -36,7 +42,11 @@ _memory_stores: dict[tuple[str, int], object] = {}
 
 
 def register_backend(scheme: str, factory: BackendFactory) -> None:
-    """Make URLs of `scheme` open with `factory(url, clock)`. For backends made outside of packhorse."""
+    """Make URLs of `scheme` open with `factory(url, clock)`. For backends made outside of packhorse.
+
+    A package that is installed can do the same without being imported: an entry point of the group
+    `packhorse.backends`, named as the scheme. docs/backends.md.
+    """
     _registered[scheme] = factory
 
 
@@ -58,10 +68,28 @@ def open_backend(url: str, clock: Clock = SYSTEM_CLOCK) -> Backend:
         return _from_extra("postgres", "psycopg", "PostgresBackend", url, clock)
     if scheme in _REDIS:
         return _from_extra("redis", "redis", "RedisBackend", url, clock)
+    installed = _installed(scheme)
+    if installed is not None:
+        return installed(url, clock)
     raise ConfigurationError(
         f"{redact(url)!r} names no backend; use sqlite:///FILE (three slashes: relative, four: absolute), memory://, "
         "postgresql://… or redis://…"
     )
+
+
+def _installed(scheme: str) -> BackendFactory | None:
+    """Answer the factory that an installed package names for `scheme`, imported now; None if no package does."""
+    from importlib.metadata import entry_points
+
+    for entry_point in entry_points(group=ENTRY_POINTS, name=scheme):
+        try:
+            factory: BackendFactory = entry_point.load()
+        except Exception as error:  # the package is not ours, whatever it raises
+            raise ConfigurationError(
+                f"{scheme}:// is to be opened by {entry_point.value}, which cannot be imported: {error}; reinstall it"
+            ) from error
+        return factory
+    return None
 
 
 def _from_extra(extra: str, driver: str, name: str, url: str, clock: Clock) -> Backend:
@@ -73,6 +101,19 @@ def _from_extra(extra: str, driver: str, name: str, url: str, clock: Clock) -> B
     module = importlib.import_module(f".{extra}", __package__)
     backend: Backend = getattr(module, name)(url, clock)
     return backend
+
+
+def in_namespace(url: str, namespace: str) -> str:
+    """Answer the URL of a store among others on the same server: its schema or prefix, where the URL names none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # whoever opens it says so
+    scheme = parts.scheme.lower()
+    parameter = "schema" if scheme in _POSTGRES else "prefix" if scheme in _REDIS else None
+    if parameter is None or namespace == DEFAULT_NAMESPACE or parameter in dict(parse_qsl(parts.query)):
+        return url
+    return f"{url}{'&' if parts.query else '?'}{parameter}={quote(namespace, safe='')}"
 
 
 def _memory(url: str, clock: Clock) -> Backend:

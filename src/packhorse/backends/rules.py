@@ -222,6 +222,23 @@ def pause_schedule(old: Schedule, paused: bool, now_ms: int) -> Schedule:
     return msgspec.structs.replace(old, paused=False, done_ms=max(now_ms, old.done_ms), next_ms=None)
 
 
+def merge_schedule(here: Schedule | None, arriving: Schedule) -> Schedule:
+    """Answer what becomes of a schedule that comes from another store.
+
+    It goes on where it stood. One of that name that is here keeps its definition and goes on where the further of
+    both stood, paused if either was: so no slot is dealt with twice.
+    """
+    if here is None:
+        return arriving
+    return msgspec.structs.replace(
+        here,
+        paused=here.paused or arriving.paused,
+        revision=max(here.revision, arriving.revision) + 1,
+        done_ms=max(here.done_ms, arriving.done_ms),
+        next_ms=None,
+    )
+
+
 def wants_planning(schedule: Schedule, now_ms: int) -> bool:
     """Tell whether a tick hands a schedule out."""
     return not schedule.paused and (schedule.next_ms is None or schedule.next_ms <= now_ms)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -107,18 +109,42 @@ def served(figure: Figure, meter: Meter | None, before: Reading | None) -> Figur
 
 def redis_meter(url: str) -> Meter:
     """Open a meter on a single Redis server."""
-    import redis
-
-    scheme = urlsplit(url).scheme
-    plain = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
-    return RedisMeter(redis.Redis.from_url(_without_ours(url)._replace(scheme=plain).geturl(), decode_responses=True))
+    return RedisMeter(_redis(url))
 
 
 def postgres_meter(url: str) -> Meter:
     """Open a meter on a PostgreSQL server."""
+    return PostgresMeter(_postgres(url))
+
+
+def _redis(url: str) -> Any:
+    import redis
+
+    scheme = urlsplit(url).scheme
+    plain = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
+    return redis.Redis.from_url(_without_ours(url)._replace(scheme=plain).geturl(), decode_responses=True)
+
+
+def _postgres(url: str) -> Any:
     import psycopg
 
-    return PostgresMeter(psycopg.connect(urlunsplit(_without_ours(url)), autocommit=True))
+    return psycopg.connect(urlunsplit(_without_ours(url)), autocommit=True)
+
+
+def remove_prefixes(url: str, prefixes: Sequence[str]) -> None:
+    """Remove all keys of these stores from a Redis server."""
+    with closing(_redis(url)) as client:
+        for prefix in prefixes:
+            keys = list(client.scan_iter(f"{{{prefix}}}:*", count=10_000))
+            for start in range(0, len(keys), 1_000):
+                client.unlink(*keys[start : start + 1_000])
+
+
+def remove_schemas(url: str, schemas: Sequence[str]) -> None:
+    """Remove these stores from a PostgreSQL database."""
+    with closing(_postgres(url)) as connection:
+        for schema in schemas:
+            connection.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
 
 
 def _without_ours(url: str) -> Any:

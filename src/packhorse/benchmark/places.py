@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from ..backends.opening import open_backend
 from ..chance import secret_hex
-from ..errors import ConfigurationError, PackhorseError
-from .meter import Meter, postgres_meter, redis_meter
+from .meter import Meter, postgres_meter, redis_meter, remove_prefixes, remove_schemas
 
 _KINDS = {"memory": "memory", "sqlite": "sqlite", "postgres": "postgres", "postgresql": "postgres"}
 _REDIS = ("redis", "rediss", "valkey", "valkeys", "unix+redis")
@@ -39,9 +35,9 @@ class Places:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for url in self._made:
-            with suppress(PackhorseError, OSError):
-                asyncio.run(self._remove(url))
+        if self._made:
+            remove = remove_prefixes if self.kind == "redis" else remove_schemas
+            remove(self._target, self._made)
 
     def fresh(self, name: str) -> str:
         """Answer the URL of the store `name`, empty when it is first used."""
@@ -58,10 +54,10 @@ class Places:
     def _own(self, name: str, parameter: str) -> str:
         parts = urlsplit(self._target)
         asked = [pair for pair in parse_qsl(parts.query) if pair[0] != parameter]
-        url = urlunsplit(parts._replace(query=urlencode([*asked, (parameter, f"{self._run}_{name}")])))
-        if url not in self._made:
-            self._made.append(url)
-        return url
+        own = f"{self._run}_{name}"
+        if own not in self._made:
+            self._made.append(own)
+        return urlunsplit(parts._replace(query=urlencode([*asked, (parameter, own)])))
 
     def meter(self) -> Meter | None:
         """Answer what reads the server's own figures; None where there is no server."""
@@ -70,13 +66,3 @@ class Places:
         if self.kind == "redis":
             return redis_meter(self._target)
         return None
-
-    async def _remove(self, url: str) -> None:
-        backend: Any = open_backend(url)
-        if not hasattr(backend, "destroy"):
-            raise ConfigurationError("this backend cannot remove its own store")
-        await backend.open()
-        try:
-            await backend.destroy()
-        finally:
-            await backend.close()

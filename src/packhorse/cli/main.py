@@ -29,6 +29,8 @@ COMMANDS = {
     "retry-all": Entry("packhorse.cli.failed:retry_all", "Start all failed jobs over, or those that match."),
     "purge": Entry("packhorse.cli.failed:purge", "Delete the jobs of a queue."),
     "migrate": Entry("packhorse.cli.store:migrate", "Bring the store to this version, or make it."),
+    "doctor": Entry("packhorse.cli.doctor:doctor", "Check a store's real settings against the promise."),
+    "move": Entry("packhorse.cli.move:move", "Move all that a store holds to another one, while both are used."),
     "bench": Entry("packhorse.cli.bench:bench", "Measure a store."),
     "demo": Entry("packhorse.cli.demo:demo", "See workers, retries and the dead letter queue at work.", ("run",)),
     "version": Entry("packhorse.cli.store:version", "Print the version."),

@@ -38,11 +38,15 @@ class Shell:
         self._secrets: set[str] = set()
 
     def take_url(self, url: str) -> None:
-        """Use `url`, given as an argument; warn if that showed a password to the whole machine (FAILURES C21)."""
+        """Use `url`, given as an argument."""
         self.url = url
+        self.warn_of_password(url, "--url", "PACKHORSE_URL")
+
+    def warn_of_password(self, url: str, option: str, variable: str) -> None:
+        """Warn if a URL given as an argument showed a password to the whole machine (FAILURES C21)."""
         found = secrets_of(url)
         if found and not found <= self._secrets:
-            warn("everyone on this machine can see the password in --url (ps shows it); set PACKHORSE_URL instead")
+            warn(f"everyone on this machine can see the password in {option} (ps shows it); set {variable} instead")
         self._secrets |= found
 
     def scrub(self, text: str) -> str:
@@ -113,10 +117,10 @@ def _scheme(url: str) -> str:
 
 def open_store(settings: Settings) -> Backend:
     """Make the backend of the settings; refuse one whose jobs no other process sees."""
-    from ..backends.opening import open_backend
+    from ..backends.opening import in_namespace, open_backend
     from ..errors import ConfigurationError
 
-    backend = open_backend(settings.url)
+    backend = open_backend(in_namespace(settings.url, settings.namespace))
     if not backend.capabilities.shared:
         raise ConfigurationError("this backend keeps its jobs inside one process; give the --url of a store")
     return backend

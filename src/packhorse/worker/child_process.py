@@ -25,7 +25,7 @@ import msgspec
 
 from .. import outcome as outcomes
 from ..app import Packhorse
-from ..backends.base import Note
+from ..backends.base import Bound, Note
 from ..context import Context
 from ..errors import LeaseLost, Unavailable
 from ..job import JobRecord
@@ -38,6 +38,7 @@ from .frames import (
     ChildDone,
     ChildJob,
     ChildNote,
+    ChildSettled,
     ChildSetup,
     Frame,
     pack,
@@ -55,10 +56,23 @@ class ChildContext(Context):
     """A context whose progress travels to the runner."""
 
     def __init__(self, app: Packhorse, message: ChildJob, line: Line) -> None:
-        super().__init__(app, message.job)
         self._line = line
+        self._settled = False
+        super().__init__(app, message.job)
+        line.app = app
         line.steps = message.steps
         self.give_reach(line)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has settled its job in a transaction of its own; the runner is told."""
+        return self._settled
+
+    @settled.setter
+    def settled(self, settled: bool) -> None:
+        if settled != self._settled:
+            self._settled = settled
+            self._line.send(ChildSettled(settled))
 
     def keep_note(self, note: Note) -> None:
         """Send progress to the runner."""
@@ -71,6 +85,7 @@ class Line:
     def __init__(self, end: socket.socket) -> None:
         self.inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self.steps = False
+        self.app: Packhorse | None = None
         self._end = end
         self._sending = threading.Lock()
         self._numbers = itertools.count()
@@ -107,6 +122,11 @@ class Line:
     async def keep(self, note: Note) -> None:
         _read(await asyncio.shield(asyncio.wrap_future(self._ask(note=note))))
 
+    def bind(self, connection: object) -> Bound:
+        """The connection is here, so the store is opened here too: once, on the app's background loop."""
+        assert self.app is not None
+        return self.app.portal.call(self.app.backend()).bind(connection)
+
     def get_blocking(self, ids: Sequence[str], stop: threading.Event) -> list[JobRecord | None]:
         return _read(self._ask(ids).result())
 
@@ -133,6 +153,7 @@ def _find(setup: ChildSetup) -> Task[..., Any]:
         if not owners:
             raise LookupError(f"no task {setup.task!r} in {setup.module}; define it at module level")
         app = owners[0]
+    app.settings = msgspec.structs.replace(app.settings, url=setup.url)  # the worker may have been given another
     return app.tasks[setup.task]
 
 

@@ -134,8 +134,13 @@ class Engine:
         self.runner.apply_pulse(held, cancel, sent_ms)
         if held:
             known = self.runner.known() | self.settler.known()
-            for release in self._orphans.look(held, known, self.app.clock.boot_ms(), self.claimer.claiming_since_ms):
-                log.warning("job %s was claimed by a call whose answer was lost; it is given back", release.id)
+            orphans = self._orphans.look(held, known, self.app.clock.boot_ms(), self.claimer.claiming_since_ms)
+            if orphans:
+                named = ", ".join(orphan.id for orphan in orphans[:3])
+                log.warning(
+                    "%d jobs were claimed by calls whose answer was lost; they are given back: %s", len(orphans), named
+                )
+            for release in orphans:
                 self.settler.submit(release)
 
     async def exhausted(self) -> None:

@@ -22,7 +22,18 @@ from ..errors import LeaseLost, PackhorseError
 from ..reach import Reach
 from ..task import Task
 from .forking import end_copy, forks
-from .frames import LENGTH_BYTES, ChildAnswer, ChildAsk, ChildDone, ChildJob, ChildNote, ChildSetup, pack, unpack
+from .frames import (
+    LENGTH_BYTES,
+    ChildAnswer,
+    ChildAsk,
+    ChildDone,
+    ChildJob,
+    ChildNote,
+    ChildSettled,
+    ChildSetup,
+    pack,
+    unpack,
+)
 from .options import WorkerOptions
 
 
@@ -175,6 +186,8 @@ class HandlerChild:
                     task = asyncio.get_running_loop().create_task(self._answer(frame, ctx.reach))
                     asked.add(task)
                     task.add_done_callback(asked.discard)
+                elif isinstance(frame, ChildSettled):
+                    ctx.settled = frame.settled
                 elif isinstance(frame, ChildDone):
                     return frame
         finally:

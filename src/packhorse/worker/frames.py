@@ -37,6 +37,12 @@ class ChildNote(msgspec.Struct, tag=True):
     note: Note
 
 
+class ChildSettled(msgspec.Struct, tag=True):
+    """Child → runner: the handler settles the job in a transaction of its own, or has not been able to."""
+
+    settled: bool
+
+
 class ChildDone(msgspec.Struct, tag=True):
     """Child → runner: the run ended; the child waits for the next."""
 
@@ -61,7 +67,7 @@ class ChildAnswer(msgspec.Struct, tag=True):
     error: str | None = None
 
 
-Frame = ChildSetup | ChildJob | ChildNote | ChildDone | ChildAsk | ChildAnswer
+Frame = ChildSetup | ChildJob | ChildNote | ChildSettled | ChildDone | ChildAsk | ChildAnswer
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Frame] = msgspec.msgpack.Decoder(Frame).decode

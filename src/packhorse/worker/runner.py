@@ -329,6 +329,10 @@ class Runner:
     def _finish(self, job: Claimed, handler: Handler | None, outcome: Outcome, ctx: Context | None) -> None:
         self.ended += 1
         follow_ups: tuple[JobSpec, ...] = tuple(ctx.follow_ups) if ctx is not None and ctx.follow_ups else ()
+        submit = self._settler.submit
+        if ctx is not None and ctx.settled:  # in a transaction of its own: this counts only if that was not committed
+            submit = self._settler.check
+            outcome = outcomes.NOT_COMMITTED if outcome.kind is Kind.SUCCEEDED else outcome
         if outcome.kind is Kind.SUCCEEDED:
             settlement = Settlement(
                 id=job.id, token=job.token, state=State.SUCCEEDED, result=outcome.result, follow_ups=follow_ups
@@ -338,7 +342,7 @@ class Runner:
             self.parked_last = outcome.kind is Kind.UNKNOWN
             backoff = handler.task.backoff if handler is not None else _NO_BACKOFF
             settlement = decide(job, outcome, backoff, self._chance, self._clock.now_ms(), self._options.park_ms)
-        self._settler.submit(settlement)
+        submit(settlement)
 
     def _tell_quiet(self) -> None:
         if not self.holding:
@@ -411,6 +415,8 @@ class Runner:
             if job.id in cancel and held.get(job.id) == job.token:
                 self._stop_run(run, "cancel")
             elif run.received_ms < sent_ms and held.get(job.id) != job.token:
+                if run.ctx is not None and run.ctx.settled:
+                    continue  # by itself, in a transaction that is committed
                 log.warning("job %s was lost to another claim; its run is stopped", job.id)
                 self._stop_run(run, "lost")
         if self._ready:
@@ -449,7 +455,7 @@ class Runner:
         untold = {(note.id, note.token): note for note in notes}
         for run in self._runs:
             note = untold.get((run.job.id, run.job.token))
-            if note is not None and run.ctx is not None and not run.ctx.has_note:
+            if note is not None and run.ctx is not None and not run.ctx.has_note and not run.ctx.settled:
                 run.ctx.keep_note(note)
 
     def longest_timeout_ms(self) -> int:

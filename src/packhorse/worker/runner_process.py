@@ -19,7 +19,7 @@ import msgspec
 
 from ..app import Packhorse
 from ..backends.base import Backend
-from ..backends.opening import redact
+from ..backends.opening import in_namespace, redact
 from ..chance import CHANCE
 from ..errors import ConfigurationError, PackhorseError, Unavailable
 from ..observe.logs import configure
@@ -103,7 +103,9 @@ class RunnerProcess:
         )
         engine.executors.app_path = setup.app
         self._mark(engine)
-        self.link.send(Ready(url=app.settings.url, options=options, types=info.types))
+        self.link.send(
+            Ready(url=in_namespace(app.settings.url, app.settings.namespace), options=options, types=info.types)
+        )
         await engine.start()
         return engine
 

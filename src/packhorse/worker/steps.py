@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from ..backends.base import BATCH_MAX, Backend, Note
+from ..backends.base import BATCH_MAX, Backend, Bound, Note
 from ..chance import Chance
 from ..errors import LeaseLost, PackhorseError, Refused
 from ..job import JobRecord
@@ -144,6 +144,9 @@ class WorkerReach:
 
     def get_blocking(self, ids: Sequence[str], stop: threading.Event) -> list[JobRecord | None]:
         return self._wait(self._backend.get(ids), stop)
+
+    def bind(self, connection: object) -> Bound:
+        return self._backend.bind(connection)
 
     def keep_blocking(self, note: Note, stop: threading.Event) -> None:
         self._wait(self._keeper.keep(note), stop)

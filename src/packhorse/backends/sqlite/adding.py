@@ -5,36 +5,26 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from ...errors import QueueFull, UniqueConflict, UnknownParent
 from ...job import AFTER_FAILED, JobSpec, rank
-from ..base import DUE_TOPIC, REPLACEABLE, Enqueued, add_error, holds_key, job_topic, parents_first, replaced_by
-from . import families, keys
-from .families import Parent
-from .keys import Holder, Slot
-from .ops import Redo, Transaction
-from .rows import (
+from ..base import DUE_TOPIC, Enqueued, job_topic, parents_first, replaced_by
+from ..planning import New, Plan
+from ..stored import (
     CANCELLED,
-    FAILED,
-    INLINE_BYTES,
     PENDING,
     SCHEDULED,
-    STATES,
-    SUCCEEDED,
     WAITING,
+    Parent,
     Row,
-    add_to_errors,
-    insert_chunks,
-    load_by_id,
-    load_by_seq,
-    save,
+    missing_parent,
     to_json,
 )
+from . import families, keys
+from .ops import Redo, Transaction
+from .rows import INLINE_BYTES, insert_chunks, load_by_id, load_by_seq, save
 
 
 def enqueue_many(tx: Transaction, calls: list[Sequence[JobSpec]]) -> list[Any]:
@@ -68,7 +58,7 @@ def _insert_plain(tx: Transaction, specs: list[JobSpec]) -> None:
 def enqueue(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
     """Store the jobs of one call, all or none; a refusal is raised before anything is written."""
     order = parents_first(specs)
-    plan = _Plan(tx, specs if order is None else [specs[number] for number in order], refuse=True)
+    plan = _make_plan(tx, specs if order is None else [specs[number] for number in order], refuse=True)
     _check_room(tx.db, plan)
     answers = _carry_out(tx, plan)
     families.serve(tx)
@@ -82,110 +72,18 @@ def add(tx: Transaction, specs: Sequence[JobSpec]) -> list[Enqueued]:
     """Store what follows from a move: no capacity holds, what cannot be stored is left out, `serve` is the caller's."""
     order = parents_first(specs)
     ordered = specs if order is None else [specs[number] for number in order]
-    return _carry_out(tx, _Plan(tx, ordered, refuse=False))
+    return _carry_out(tx, _make_plan(tx, ordered, refuse=False))
 
 
 # ---- the plan ----------------------------------------------------------------------------------------------
 
 
-class _New(msgspec.Struct):
-    """A job to be stored. `state` is how it stands while the call is looked through, one spec after the other."""
-
-    spec: JobSpec
-    state: int
-    replaced_by: str | None = None
-
-
-class _Plan:
-    """What is to become of the specs of a call. We hold the write lock, so what is looked up first stays true."""
-
-    def __init__(self, tx: Transaction, specs: Sequence[JobSpec], *, refuse: bool) -> None:
-        self.tx = tx
-        self.specs = specs
-        self.refuse = refuse
-        self.answers: list[Enqueued] = []
-        self.new: dict[str, _New] = {}
-        self.replaced: dict[int, str] = {}  # seq of a holder that makes way → id of who takes its place
-        self.instead: dict[str, str] = {}  # id that is not stored → the job that holds its key
-        self.room: Counter[str] = Counter()  # by queue: pending jobs this adds
-        ids = {spec.id for spec in specs}
-        named = {parent for spec in specs for parent in spec.after}
-        self.parents = families.find(tx.db, ids | named)  # jobs that are there already
-        slots = [(spec.queue, spec.unique.key) for spec in specs if spec.unique is not None]
-        self._takers: dict[Slot, list[Holder | _New]] = {
-            slot: [*takers] for slot, takers in keys.find_takers(tx.db, slots).items()
-        }
-        self.known = {job_id for job_id in ids if job_id in self.parents}
-        for spec in specs:
-            if refuse and spec.id not in self.known:
-                for parent in spec.after:
-                    if parent not in ids and parent not in self.parents:
-                        raise UnknownParent(parent)
-            self._plan(spec)
-
-    def _plan(self, spec: JobSpec) -> None:
-        if spec.id in self.known:
-            self.answers.append(Enqueued(spec.id, False))
-            return
-        new = _New(spec, WAITING if spec.after else SCHEDULED if spec.delay_ms > 0 else PENDING)
-        if spec.unique is not None:
-            holder = self._give_key(new, (spec.queue, spec.unique.key))
-            if holder is not None:
-                self.instead[spec.id] = holder
-                self.answers.append(Enqueued(holder, False))
-                return
-        self.known.add(spec.id)
-        self.new[spec.id] = new
-        self.room[spec.queue] += new.state == PENDING
-        self.answers.append(Enqueued(spec.id, True))
-
-    def _give_key(self, new: _New, slot: Slot) -> str | None:
-        """Let a new job take a key; answers the id of who keeps it from that, None where nobody does."""
-        unique = new.spec.unique
-        assert unique is not None
-        takers = self._takers.setdefault(slot, [])
-        holder = next((one for one in reversed(takers) if self._holds(one)), None)
-        if holder is not None:
-            holder_id = holder.spec.id if isinstance(holder, _New) else holder.id
-            if self.refuse and unique.on_conflict == "refuse":
-                raise UniqueConflict(unique.key, holder_id)
-            if unique.on_conflict != "replace" or STATES[holder.state] not in REPLACEABLE:
-                if isinstance(holder, Holder):
-                    self.parents[holder_id] = Parent(holder_id, holder.seq, holder.state)
-                return holder_id
-            self.room[slot[0]] -= holder.state == PENDING
-            if isinstance(holder, _New):
-                holder.replaced_by = new.spec.id
-                holder.state = CANCELLED
-            else:
-                self.replaced[holder.seq] = new.spec.id
-                holder.state = CANCELLED
-                self.parents[holder_id] = Parent(holder_id, holder.seq, CANCELLED)
-        self._takers[slot] = [*(one for one in takers if one.state < SUCCEEDED), new]
-        return None
-
-    def _holds(self, taker: Holder | _New) -> bool:
-        now_ms = self.tx.now_ms
-        if isinstance(taker, Holder):
-            return taker.holds(now_ms)
-        rule = taker.spec.unique
-        return rule is not None and holds_key(rule, STATES[taker.state], now_ms, now_ms)
-
-    def starts_at_once(self, spec: JobSpec) -> bool:
-        """Tell whether a new job with parents need not wait for any of them, and is not cancelled because of one."""
-        for name in (self.instead.get(parent, parent) for parent in spec.after):
-            if name in self.new:
-                if self.new[name].replaced_by is None:
-                    return False
-                is_bad = True
-            else:
-                parent = self.parents.get(name, _missing(name))
-                if parent.lives:
-                    return False
-                is_bad = parent.is_bad
-            if is_bad and spec.after_failed == "cancel":
-                return False
-        return spec.delay_ms <= 0
+def _make_plan(tx: Transaction, specs: Sequence[JobSpec], *, refuse: bool) -> Plan:
+    """Look up what decides. We hold the write lock, so it stays true."""
+    named = {spec.id for spec in specs} | {parent for spec in specs for parent in spec.after}
+    slots = [(spec.queue, spec.unique.key) for spec in specs if spec.unique is not None]
+    parents, takers = families.find(tx.db, named), keys.find_takers(tx.db, slots)
+    return Plan(specs, tx.now_ms, parents, takers, refuse=refuse)
 
 
 CAPACITIES = "SELECT name, capacity FROM queues INDEXED BY capacities WHERE capacity IS NOT NULL"
@@ -204,7 +102,7 @@ def read_capacities(db: sqlite3.Connection) -> dict[str, int]:
     return dict(db.execute(CAPACITIES).fetchall())
 
 
-def _check_room(db: sqlite3.Connection, plan: _Plan) -> None:
+def _check_room(db: sqlite3.Connection, plan: Plan) -> None:
     capacities = read_capacities(db)
     for one in plan.new.values():
         if one.state == WAITING and one.spec.queue in capacities:
@@ -220,7 +118,7 @@ def _check_room(db: sqlite3.Connection, plan: _Plan) -> None:
 # ---- carrying it out ---------------------------------------------------------------------------------------
 
 
-def _carry_out(tx: Transaction, plan: _Plan) -> list[Enqueued]:
+def _carry_out(tx: Transaction, plan: Plan) -> list[Enqueued]:
     _replace(tx, plan)
     new = list(plan.new.values())
     insert(tx, [one.spec for one in new])
@@ -239,7 +137,7 @@ def _carry_out(tx: Transaction, plan: _Plan) -> list[Enqueued]:
     return plan.answers
 
 
-def _replace(tx: Transaction, plan: _Plan) -> None:
+def _replace(tx: Transaction, plan: Plan) -> None:
     """Cancel the holders that make way."""
     if not plan.replaced:
         return
@@ -250,12 +148,12 @@ def _replace(tx: Transaction, plan: _Plan) -> None:
 
 
 def _make_way(tx: Transaction, row: Row, successor: str) -> None:
-    add_to_errors(row, replaced_by(successor, tx.now_ms), add_error)
+    row.add_error(replaced_by(successor, tx.now_ms))
     row.end(CANCELLED, tx.now_ms)
     tx.topics.add(job_topic(row.id))
 
 
-def _join_families(tx: Transaction, plan: _Plan) -> dict[str, Parent]:
+def _join_families(tx: Transaction, plan: Plan) -> dict[str, Parent]:
     """Tie new jobs to their parents; answers those that end at once, with the parent that ended badly.
 
     One that was replaced by another of its call joins no family.
@@ -276,7 +174,7 @@ def _join_families(tx: Transaction, plan: _Plan) -> dict[str, Parent]:
     waiting: list[tuple[int, int]] = []
     free: list[str] = []
     for job_id, after in joining.items():
-        named = [parents.get(name, _missing(name)) for name in after]
+        named = [parents.get(name, missing_parent(name)) for name in after]
         mine = [parent for parent in named if parent.seq]
         members[parents[job_id].seq] = mine
         bad = next((parent for parent in named if parent.is_bad or parent.id in ended), None)
@@ -300,10 +198,6 @@ def _join_families(tx: Transaction, plan: _Plan) -> dict[str, Parent]:
     return ended
 
 
-def _missing(job_id: str) -> Parent:
-    return Parent(job_id, 0, FAILED)
-
-
 def _start(tx: Transaction, ids: Sequence[str]) -> None:
     """Start new jobs whose parents have all ended."""
     if not ids:
@@ -314,7 +208,7 @@ def _start(tx: Transaction, ids: Sequence[str]) -> None:
     save(tx, rows.values())
 
 
-def _end_at_once(tx: Transaction, new: Iterable[_New], ended: Mapping[str, Parent]) -> None:
+def _end_at_once(tx: Transaction, new: Iterable[New], ended: Mapping[str, Parent]) -> None:
     """Cancel new jobs that a parent or another of their call keeps from starting."""
     replaced = {one.spec.id: one.replaced_by for one in new if one.replaced_by is not None}
     ids = [*replaced, *ended]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...clock import SYSTEM_CLOCK, Clock
 from ...job import Claimed, JobRecord, JobSpec
 from ...limits import check_limit_change
 from ..base import (
+    Arrival,
     Backend,
+    Bound,
     Capabilities,
     Enqueued,
     Firing,
@@ -28,6 +30,7 @@ from ..base import (
     Settlement,
     Steered,
     Ticked,
+    Transfer,
     Verdict,
     WorkerInfo,
     WorkflowCounts,
@@ -40,11 +43,15 @@ from ..base import (
     parse_cursor,
 )
 from ..bells import Bell
-from . import adding, claiming, keeping, limit_rows, looking, moving, schedules, steering
+from . import adding, arriving, claiming, departing, keeping, limit_rows, looking, moving, schedules, steering
+from .binding import SQLiteBound, check_connection
 from .connection import explain, migrate
 from .engine import Engine
 from .filing import parse_url
 from .ops import Op
+
+if TYPE_CHECKING:
+    from ..checkup import Checkup
 
 T = TypeVar("T")
 
@@ -62,6 +69,8 @@ class SQLiteBackend(Backend):
         schedules=True,
         capacity=True,
         steps=True,
+        bind=True,
+        transfer=True,
     )
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -82,6 +91,18 @@ class SQLiteBackend(Backend):
             return await asyncio.to_thread(migrate, self.location)
         except sqlite3.Error as error:
             raise explain(error, self.location) from error
+
+    async def checkup(self) -> Checkup:
+        import asyncio
+
+        from .checkup import checkup
+
+        return await asyncio.to_thread(checkup, self.location)
+
+    def bind(self, connection: object) -> Bound:
+        """Answer verbs for the caller's own transaction on a connection to the same file."""
+        check_connection(connection)
+        return SQLiteBound(self._engine, connection, self.capabilities)
 
     # ---- the way of a job ------------------------------------------------------------------------------
 
@@ -213,6 +234,22 @@ class SQLiteBackend(Backend):
         if not changes:
             return await self._read(lambda db, _: schedules.read_all(db))
         answer: list[Schedule] = await self._engine.post(Op(schedules.change, changes, len(changes)))
+        return answer
+
+    # ---- move to another store ---------------------------------------------------------------------------
+
+    async def hand_over(self, to: str, limit: int, stored: int | None = None) -> Transfer:
+        check_limit(limit)
+        asked = departing.Departure(to, limit, stored)
+        answer: Transfer = await self._engine.post(Op(departing.hand_over, asked, max(1, limit)))
+        return answer
+
+    async def take_over(self, transfer: Transfer | None = None) -> Arrival:
+        items = 1
+        if transfer is not None:
+            check_batch(transfer.jobs)
+            items += len(transfer.jobs)
+        answer: Arrival = await self._engine.post(Op(arriving.take_over, transfer, items))
         return answer
 
 

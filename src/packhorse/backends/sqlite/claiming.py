@@ -12,11 +12,12 @@ import msgspec
 
 from ...job import AGEING_MS, Claimed, State
 from ..base import Settlement, WorkerInfo
+from ..stored import PENDING, RUNNING, read_meta, read_tags, to_json
 from .limit_rows import tidy
 from .limiting import Choice
 from .moving import settle
 from .ops import WRITE, Transaction
-from .rows import PENDING, RUNNING, numbers, read_meta, read_tags, to_json
+from .rows import numbers
 from .taken import COLUMNS, Taken, decode_taken
 
 

@@ -17,7 +17,7 @@ from .filing import Location, sqlite_uri
 T = TypeVar("T")
 
 #: The schema this version works with: the number of the last file in `schema/`. test_schema_number.
-SCHEMA = 3
+SCHEMA = 4
 #: "phjq" in the header of the file, so that `file` and we know whose it is.
 APPLICATION_ID = 0x70686A71
 MIGRATIONS = Path(__file__).parent / "schema"

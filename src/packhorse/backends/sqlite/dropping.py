@@ -9,17 +9,18 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ..base import Keep
+from ..base import ABSENT_KEPT_MS, Keep
+from ..stored import ABSENT, CANCELLED, FAILED, SUCCEEDED, lives, to_json
 from . import keys
 from .ops import Transaction
-from .rows import CANCELLED, FAILED, RUNNING, SUCCEEDED, numbers, to_json
+from .rows import numbers
 
 #: Edges that one tick deletes, and that it looks at, about: 20,000 take 30 ms (bench, 2026-11-22).
 EDGES_MAX = 20_000
 
 _PRESENT = (
     "SELECT EXISTS (SELECT 1 FROM keys), EXISTS (SELECT 1 FROM windows), EXISTS (SELECT 1 FROM steps), "
-    "EXISTS (SELECT 1 FROM families)"
+    "EXISTS (SELECT 1 FROM families), EXISTS (SELECT 1 FROM expected)"
 )
 
 
@@ -28,11 +29,12 @@ def drop(tx: Transaction, seqs: Sequence[int]) -> None:
     if not seqs:
         return
     wanted = (numbers(seqs),)
-    some_keys, some_windows, some_steps, some_families = tx.db.execute(_PRESENT).fetchone()
+    some_keys, some_windows, some_steps, some_families, some_expected = tx.db.execute(_PRESENT).fetchone()
     if some_keys:
         keys.free(tx, seqs)
     tables = ["jobs", "extras", "payloads"]
     tables += ["windows"] * some_windows + ["steps"] * some_steps + ["families", "parents"] * some_families
+    tables += ["expected"] * some_expected
     for table in tables:
         tx.db.execute(f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))", wanted)
     if tx.families:
@@ -69,22 +71,29 @@ def _kept_ms(keep: Keep) -> Iterable[tuple[int, int]]:
 
 def is_any_old(db: sqlite3.Connection, keep: Keep, now_ms: int) -> bool:
     """Tell whether there is anything that may be dropped. A parent may turn out to be kept for its children."""
-    return any(db.execute(ANY_KEPT, (state, now_ms - keep_ms)).fetchone()[0] for state, keep_ms in _kept_ms(keep))
+    kept_ms = (*_kept_ms(keep), (ABSENT, ABSENT_KEPT_MS))
+    return any(db.execute(ANY_KEPT, (state, now_ms - keep_ms)).fetchone()[0] for state, keep_ms in kept_ms)
 
 
 def drop_old(tx: Transaction, keep: Keep, limit: int) -> int:
     """Drop jobs that ended long enough ago, at most `limit`; answers how many."""
     dropped = 0
     for state, keep_ms in _kept_ms(keep):
-        until_ms = tx.now_ms - keep_ms
-        if dropped < limit:
-            seqs = _decode_seqs(tx.db.execute(KEPT, (state, until_ms, limit - dropped)).fetchone()[0])
-            if seqs and tx.families:
-                seqs = _not_too_many(tx, seqs)
-            drop(tx, seqs)
-            dropped += len(seqs)
-        if dropped < limit:
-            dropped += _drop_parents(tx, state, until_ms, limit - dropped)
+        dropped += _drop_old(tx, state, tx.now_ms - keep_ms, limit - dropped)
+    _drop_old(tx, ABSENT, tx.now_ms - ABSENT_KEPT_MS, limit)  # they are no jobs of this store
+    return dropped
+
+
+def _drop_old(tx: Transaction, state: int, until_ms: int, limit: int) -> int:
+    dropped = 0
+    if limit > 0:
+        seqs = _decode_seqs(tx.db.execute(KEPT, (state, until_ms, limit)).fetchone()[0])
+        if seqs and tx.families:
+            seqs = _not_too_many(tx, seqs)
+        drop(tx, seqs)
+        dropped += len(seqs)
+    if dropped < limit:
+        dropped += _drop_parents(tx, state, until_ms, limit - dropped)
     return dropped
 
 
@@ -141,7 +150,7 @@ def _drop_parents(tx: Transaction, state: int, until_ms: int, limit: int) -> int
         tx.db.execute(_MARK, (name, to_json(go_on).decode()))
     childless = [seq for *_, seq, child_state in parents if child_state is None]
     childless += _without_live_children(
-        tx, [seq for *_, seq, child_state in parents if child_state is not None and child_state > RUNNING]
+        tx, [seq for *_, seq, child_state in parents if child_state is not None and not lives(child_state)]
     )
     childless = _not_too_many(tx, childless)
     drop(tx, childless)
@@ -157,8 +166,8 @@ def _without_live_children(tx: Transaction, parents: Sequence[int]) -> list[int]
     if len(children) > EDGES_MAX:
         seen = {parent for parent, *_ in children[:-1]} - {children[-1][0]}
         over &= seen
-    over -= {parent for parent, _, state in children if state <= RUNNING}
-    noted = [(child, parent) for parent, child, state in children if state > RUNNING and parent not in over]
+    over -= {parent for parent, _, state in children if lives(state)}
+    noted = [(child, parent) for parent, child, state in children if not lives(state) and parent not in over]
     if noted:
         tx.db.execute(_NOTED, (to_json(noted).decode(),))
     return [parent for parent in parents if parent in over]

@@ -17,7 +17,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
@@ -26,6 +26,7 @@ from ...chance import secret_hex
 from ...clock import Clock
 from ...errors import ConfigurationError, PackhorseError
 from . import filing
+from .binding import Committing
 from .connection import check_schema, connect, establish, explain, patiently, primary_code
 from .filing import Location
 from .ops import WRITE, Call, Hints, Op, Redo, Transaction, answer, outcome_of, run_op
@@ -64,6 +65,7 @@ class Engine:
         self._token = int(secret_hex(8), 16) >> 2
         self._hints = Hints()
         self._forked = False
+        self.committing = Committing(location, self._ring)
         _engines.add(self)
 
     # ---- asked from an event loop ----------------------------------------------------------------------
@@ -94,6 +96,7 @@ class Engine:
             writes, self._writes = self._writes, None
             reads, self._reads = self._reads, None
         self.wake.stop()
+        self.committing.close()
         for requests, action in ((reads, self._disconnect_reader), (writes, self._disconnect)):
             if requests is not None:
                 last = Call(action, last=True)
@@ -127,6 +130,24 @@ class Engine:
         call = Call(lambda: self._look(look))
         reads.put(call)
         return call.future
+
+    # ---- asked from any thread, about a transaction on a connection of its caller's ------------------------
+
+    def join(self, db: sqlite3.Connection) -> Transaction:
+        """Answer what operations work with on a connection that is not ours, and holds the write lock."""
+        self._refuse_fork()
+        if self._identity is None:
+            raise ConfigurationError("this backend is not open; call open() first")
+        self._check_identity()
+        return Transaction(db, self.clock.now_ms(), self._new_token, self._hints)
+
+    def joined(self, items: int, tx: Transaction) -> None:
+        """Take note of what was written there."""
+        self._pages += _pages(items, tx)
+
+    def _ring(self, topics: set[str]) -> None:
+        self.wake.tell_others()
+        self.wake.bells.ring(topics)
 
     def _refuse_fork(self) -> None:
         if self._forked:
@@ -226,7 +247,7 @@ class Engine:
             tx.db.execute("COMMIT")
         finally:
             _roll_back(tx.db)
-        return outcomes, tx.topics, _pages(ops, tx)
+        return outcomes, tx.topics, _pages(sum(op.items for op in ops), tx)
 
     def _one_by_one(self, ops: list[Op]) -> tuple[list[Any], set[str], int]:
         """Each in a savepoint: what fails harms no neighbour."""
@@ -252,7 +273,7 @@ class Engine:
             tx.db.execute("COMMIT")
         finally:
             _roll_back(tx.db)
-        return outcomes, topics, _pages(ops, tx)
+        return outcomes, topics, _pages(sum(op.items for op in ops), tx)
 
     def _begin(self) -> Transaction:
         db = self._connection()
@@ -390,7 +411,8 @@ class Engine:
         Closing would checkpoint and remove the WAL under the parent, for SQLite in the child still believes in
         locks that the child does not have. So each gets a reference that nobody will ever drop.
         """
-        connections = [db for db in (self._db, self._checkpointer, self._reader) if db is not None]
+        ours = (self._db, self._checkpointer, self._reader, self.committing.connection)
+        connections = [db for db in ours if db is not None]
         if connections:
             import ctypes
 
@@ -400,6 +422,7 @@ class Engine:
         self._db = self._checkpointer = self._reader = None
         self._writes = self._reads = None
         self._lock = threading.Lock()
+        self.committing.forget()
         self.wake.after_fork_in_child()
 
 
@@ -447,6 +470,6 @@ def _roll_back(db: sqlite3.Connection) -> None:
             db.execute("ROLLBACK")
 
 
-def _pages(ops: Sequence[Op], tx: Transaction) -> int:
+def _pages(items: int, tx: Transaction) -> int:
     """Estimate the WAL pages a transaction wrote; test_the_wal_stays_bounded checks the sum."""
-    return 4 + sum(op.items for op in ops) // 8 + tx.pages
+    return 4 + items // 8 + tx.pages

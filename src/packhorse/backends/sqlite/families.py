@@ -14,48 +14,28 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 import msgspec
 
-from ..base import BATCH_MAX, DUE_TOPIC, add_error, job_topic, parent_failed, queue_topic
-from .dropping import drop
-from .ops import Transaction
-from .rows import (
+from ..base import BATCH_MAX, DUE_TOPIC, job_topic, parent_failed, queue_topic
+from ..stored import (
     BURIED,
     CANCELLED,
     FAILED,
     FOR_PARENT,
+    HELD,
     RUNNING,
     STATES,
     SUCCEEDED,
+    TOLD,
     WAITING,
+    WAITS,
+    Parent,
     Row,
-    add_to_errors,
-    load_by_seq,
-    numbers,
-    save,
+    Ties,
+    lives,
     to_json,
 )
-
-#: What an edge says of its child: it waits for the parent, it was told of its end, or it is cancelled because of it.
-#: Ticks make OVER of TOLD where they see that the child has ended: see dropping.py.
-WAITS, TOLD, OVER, HELD = range(4)
-
-
-class Parent(msgspec.Struct, array_like=True):
-    """What a child wants to know of a parent."""
-
-    id: str
-    seq: int
-    state: int
-
-    @property
-    def lives(self) -> bool:
-        """Tell whether its children wait for it."""
-        return self.state <= RUNNING
-
-    @property
-    def is_bad(self) -> bool:
-        """Tell whether it ended other than succeeded."""
-        return self.state in {FAILED, CANCELLED}
-
+from .dropping import drop
+from .ops import Transaction
+from .rows import load_by_seq, numbers, save
 
 FIND = """
 SELECT CAST(json_group_array(json_array(j.id, j.seq, j.state)) AS BLOB)
@@ -123,15 +103,6 @@ WHERE edges.child = m.value ->> 0 AND edges.parent = m.value ->> 1
 """
 
 
-class Ties(msgspec.Struct):
-    """The edges of one child: how they are to stand now, and what its parents are."""
-
-    all: set[int] = msgspec.field(default_factory=set)  # parents
-    live: list[int] = []
-    bad: bool = False
-    changed: list[tuple[int, int, int]] = []
-
-
 def look_at(tx: Transaction, children: Iterable[int]) -> dict[int, Ties]:
     """Look at the parents of children that are about to start over, as they stand now."""
     ties = {child: Ties() for child in children}
@@ -139,12 +110,12 @@ def look_at(tx: Transaction, children: Iterable[int]) -> dict[int, Ties]:
         return ties
     for child, parent, done, state in _decode_edges_of(tx.db.execute(_EDGES_OF, (numbers(ties),)).fetchone()[0]):
         of_child = ties[child]
-        lives = state <= RUNNING
+        is_live = lives(state)
         of_child.all.add(parent)
-        if lives:
+        if is_live:
             of_child.live.append(parent)
         of_child.bad = of_child.bad or state in {FAILED, CANCELLED}
-        wanted = WAITS if lives else TOLD
+        wanted = WAITS if is_live else TOLD
         if done != wanted:
             of_child.changed.append((child, parent, wanted))
     return ties
@@ -271,7 +242,7 @@ def _hear(tx: Transaction, row: Row, parent: Parent) -> None:
 
 def cancel_for(tx: Transaction, row: Row, parent: Parent) -> None:
     """Cancel a child because a parent ended badly."""
-    add_to_errors(row, parent_failed(parent.id, STATES[parent.state], tx.now_ms), add_error)
+    row.add_error(parent_failed(parent.id, STATES[parent.state], tx.now_ms))
     row.cancel = FOR_PARENT
     row.held_by = parent.seq
     row.family_dirty = True

@@ -17,28 +17,16 @@ from ..base import (
     Pulse,
     Ticked,
     WorkerInfo,
-    add_error,
     job_topic,
     lapse_landing,
     queue_topic,
 )
+from ..stored import CODES, PENDING, RUNNING, SCHEDULED, Row, read_token, to_json
 from . import dropping, families, schedules
 from .claiming import worker_number
-from .moving import read_token
 from .ops import WRITE, Transaction
 from .reviving import revive
-from .rows import (
-    CODES,
-    PENDING,
-    RUNNING,
-    SCHEDULED,
-    Row,
-    add_to_errors,
-    insert_chunks,
-    load_by_seq,
-    save,
-    to_json,
-)
+from .rows import insert_chunks, load_by_seq, save
 
 # ---- heartbeat ---------------------------------------------------------------------------------------------
 
@@ -133,7 +121,7 @@ def _lapse(tx: Transaction, seqs: Sequence[int], reason: str) -> None:
 
 
 def _lapse_one(tx: Transaction, row: Row, reason: str) -> None:
-    add_to_errors(row, JobError(attempt=row.attempt, at_ms=tx.now_ms, kind=LAPSED, message=reason), add_error)
+    row.add_error(JobError(attempt=row.attempt, at_ms=tx.now_ms, kind=LAPSED, message=reason))
     row.let_go()
     tx.lapses = True
     state = lapse_landing(row.attempt, row.max_attempts, bool(row.cancel))

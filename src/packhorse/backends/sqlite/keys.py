@@ -7,35 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ...job import JobSpec, State, Unique
-from ..base import holds_key
+from ...job import JobSpec
+from ..stored import UNTIL_IT_ENDS, Holder, Slot, mask_of, to_json
 from .ops import Transaction
-from .rows import CODES, STATES, numbers, to_json
-
-#: A queue and a key of it.
-Slot = tuple[str, str]
-
-_UNTIL_IT_ENDS = Unique(key="").states
-
-
-class Holder(msgspec.Struct, array_like=True):
-    """A job that took a key. The fields are the columns of `HOLDERS`, in its order."""
-
-    no: int
-    queue: str
-    key: str
-    seq: int
-    id: str
-    state: int
-    created_at_ms: int
-    for_ms: int
-    states: int | None
-
-    def holds(self, now_ms: int) -> bool:
-        """Tell whether it keeps others from its key, by the rule of the contract."""
-        rule = Unique(key=self.key, for_ms=self.for_ms, states=_states_of(self.states))
-        return self.state in STATES and holds_key(rule, STATES[self.state], self.created_at_ms, now_ms)
-
+from .rows import numbers
 
 HOLDERS = """
 SELECT CAST(json_group_array(json_array(
@@ -117,19 +92,9 @@ def free(tx: Transaction, seqs: Sequence[int]) -> None:
 def keep_rules(tx: Transaction, specs: Iterable[JobSpec]) -> None:
     """Store by what rule new jobs hold their keys, where that is not the usual one."""
     rules = [
-        (spec.id, spec.unique.for_ms, _mask_of(spec.unique.states))
+        (spec.id, spec.unique.for_ms, mask_of(spec.unique.states))
         for spec in specs
-        if spec.unique is not None and (spec.unique.for_ms or spec.unique.states != _UNTIL_IT_ENDS)
+        if spec.unique is not None and (spec.unique.for_ms or spec.unique.states != UNTIL_IT_ENDS)
     ]
     if rules:
         tx.db.execute(_WINDOWS, (to_json(rules).decode(),))
-
-
-def _mask_of(states: Iterable[State]) -> int:
-    return sum({1 << CODES[State(state)] for state in states})
-
-
-def _states_of(mask: int | None) -> tuple[State, ...]:
-    if mask is None:
-        return _UNTIL_IT_ENDS
-    return tuple(state for code, state in STATES.items() if mask >> code & 1)

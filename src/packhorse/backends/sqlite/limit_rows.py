@@ -11,9 +11,9 @@ import msgspec
 
 from ...limits import lane_of, merge_limit, opens_at_ms, tokens
 from ..base import EACH_KEY, Limit, queue_topic
+from ..stored import PENDING, RUNNING, to_json
 from .ops import Transaction
 from .placing import OPEN_QUEUES, QUEUES_WITH_LANES
-from .rows import PENDING, RUNNING, to_json
 
 _COLUMNS = "SELECT type, key, rate, period_ms, burst, concurrency, source FROM limits"
 _SET = """

@@ -14,10 +14,12 @@ from typing import TypeVar
 
 import msgspec
 
-from ...limits import lane_of, opens_at_ms, take, tokens
-from ..base import DUE_TOPIC, Limit, queue_topic
+from ...limits import lane_of
+from ..base import DUE_TOPIC, queue_topic
+from ..gates import Gate, Rule
+from ..stored import PENDING, RUNNING, to_json
 from .ops import Transaction
-from .rows import PENDING, RUNNING, numbers, to_json
+from .rows import numbers
 from .taken import COLUMNS, Taken, decode_taken
 
 #: Lanes looked at together.
@@ -26,36 +28,13 @@ _LANES = 64
 _DEPTH = 16
 #: Jobs moved into their lanes by one claim, where limits were set after they were enqueued: about 80 ms of work.
 _SIFT_MAX = 10_000
-_NO_LIMIT = 1 << 30
-
-
-class _Rule(msgspec.Struct, array_like=True):
-    """A limit and how much of it is used; a limit that does not exist has neither rate nor concurrency."""
-
-    rate: int | None
-    period_ms: int | None
-    burst: int | None
-    concurrency: int | None
-    full_at_ns: int | None
-
-    def limit(self, job_type: str) -> Limit | None:
-        """Answer the limit; None: there is none."""
-        if self.rate is None and self.concurrency is None:
-            return None
-        return Limit(
-            type=job_type,
-            rate=self.rate,
-            period_ms=self.period_ms or 1_000,
-            burst=self.burst,
-            concurrency=self.concurrency,
-        )
 
 
 class _Lane(msgspec.Struct, array_like=True):
     lane: str
     head: int
     key: str  # '' for jobs without one
-    rule: _Rule
+    rule: Rule
 
 
 # How many jobs run of each lane: as many steps as jobs with lanes run, whatever waits.
@@ -75,7 +54,7 @@ SELECT CAST(json_group_array(json_array(t.type, t.live, t.by_key, t.in_lanes, js
 FROM limited AS t LEFT JOIN limits AS l ON l.type = t.type AND l.key = ''
 LEFT JOIN buckets AS b ON b.type = t.type AND b.key = ''
 """
-_decode_types = msgspec.json.Decoder(list[tuple[str, int, int, int, _Rule]]).decode
+_decode_types = msgspec.json.Decoder(list[tuple[str, int, int, int, Rule]]).decode
 
 # The next lanes of a type by their best job, each with the limit of its key: its own, else the one for each.
 _NEXT_LANES = f"""
@@ -159,37 +138,6 @@ ON CONFLICT (queue) DO UPDATE SET at_ms = ?2 WHERE at_ms > ?2 OR at_ms <= ?3
 """
 
 T = TypeVar("T")
-
-
-class Gate:
-    """What one limit lets start in this claim."""
-
-    def __init__(self, name: tuple[str, str], rule: _Rule, running: int, now_ms: int) -> None:
-        self.name = name
-        self.now_ms = now_ms
-        self.limit = rule.limit(name[0])
-        self.full_at_ns = rule.full_at_ns or 0
-        self.room = _NO_LIMIT
-        self.used = 0
-        if self.limit is not None:
-            if self.limit.concurrency is not None:
-                self.room = self.limit.concurrency - running
-            if self.limit.rate is not None:
-                self.room = min(self.room, tokens(self.limit, self.full_at_ns, now_ms))
-
-    def bucket(self) -> tuple[str, str, int] | None:
-        """Answer the bucket as it is now; None if it did not change."""
-        if self.limit is None or self.limit.rate is None or not self.used:
-            return None
-        return (*self.name, take(self.limit, self.full_at_ns, self.now_ms, self.used))
-
-    def opens_at_ms(self) -> int | None:
-        """Answer when its rate lets one more start; None where no rate holds it back."""
-        if self.limit is None or self.limit.rate is None:
-            return None
-        full_at_ns = take(self.limit, self.full_at_ns, self.now_ms, self.used) if self.used else self.full_at_ns
-        at_ms = opens_at_ms(self.limit, full_at_ns, self.now_ms)
-        return at_ms if at_ms > self.now_ms else None
 
 
 class Choice:

@@ -16,14 +16,15 @@ import msgspec
 
 from ...job import JobRecord, State
 from ..base import Page, Query, QueueCounts, WorkerInfo, WorkflowCounts, page_limit, parse_cursor
+from ..stored import CANCELLED, CODES, FAILED, PENDING, RUNNING, SCHEDULED, STATES, SUCCEEDED, WAITING, to_json
 from .records import BRIEF_RECORDS, RECORDS, RECORDS_JOIN, read_records, read_steps
-from .rows import CANCELLED, CODES, FAILED, PENDING, RUNNING, SCHEDULED, STATES, SUCCEEDED, WAITING, to_json
 from .steering import read_queues
 
 #: Jobs looked at in one statement of a search, at most: about 10 ms.
 WINDOW = 20_000
 
 _GET = f"{RECORDS} json_each(?) AS wanted CROSS JOIN jobs AS j ON j.id = wanted.value {RECORDS_JOIN}"
+_GET += f" WHERE j.state <= {CANCELLED}"
 
 
 def get(db: sqlite3.Connection, ids: Sequence[str]) -> list[JobRecord | None]:

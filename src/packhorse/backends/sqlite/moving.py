@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...job import TERMINAL, State
-from ..base import DUE_TOPIC, Settlement, Verdict, add_error, job_topic, landing, queue_topic
+from ..base import DUE_TOPIC, Settlement, Verdict, job_topic, landing, queue_topic
+from ..stored import CODES, RUNNING, SUCCEEDED, Row, read_token, to_json
 from . import families
 from .adding import add
 from .ops import Redo, Transaction
-from .rows import CODES, RUNNING, SUCCEEDED, Row, add_to_errors, insert_chunks, load_by_id, save, to_json
+from .rows import insert_chunks, load_by_id, save
 
 # By id, never through the index of running jobs, which one worker may fill.
 _SUCCEED = f"""
@@ -23,14 +24,6 @@ WHERE id IN (SELECT value FROM json_each(?)) AND state = {RUNNING} AND token = ?
 WITH_CHILDREN = """
 SELECT j.seq FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value WHERE j.children = 1
 """
-
-
-def read_token(token: str) -> int | None:
-    """Answer the number of a claim; None for a text that is no token of ours."""
-    if not (token.isascii() and token.isdigit() and len(token) <= 19):
-        return None
-    number = int(token)
-    return number if number < 1 << 63 and str(number) == token else None
 
 
 def settle_many(tx: Transaction, calls: list[Sequence[Settlement]]) -> list[list[Verdict]]:
@@ -114,7 +107,7 @@ def _apply(tx: Transaction, row: Row, settlement: Settlement) -> None:
     row.let_go()
     tx.settles = True
     if settlement.error is not None:
-        add_to_errors(row, settlement.error, add_error)
+        row.add_error(settlement.error)
     if settlement.refund:
         row.attempt -= 1
     if not settlement.park:

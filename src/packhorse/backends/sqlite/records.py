@@ -10,16 +10,8 @@ from typing import Any
 import msgspec
 
 from ...job import AFTER_FAILED, JobRecord
-from .rows import (
-    ASKED,
-    ERRORS_TOGETHER_CHARS,
-    RESULT_TOGETHER_BYTES,
-    STATES,
-    errors_from_json,
-    numbers,
-    read_meta,
-    read_tags,
-)
+from ..stored import ASKED, STATES, errors_from_json, read_meta, read_tags
+from .rows import ERRORS_TOGETHER_CHARS, RESULT_TOGETHER_BYTES, numbers
 
 #: Ids of parents up to this size are read together with the rest.
 AFTER_TOGETHER_CHARS = 16_384

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import msgspec
 
 from ..base import BATCH_MAX, DUE_TOPIC
+from ..stored import CANCELLED, FOR_PARENT, HELD, Row, Slot, to_json
 from . import keys
 from .dropping import EDGES_MAX
-from .families import HELD, look_at, start_over, tie_again
+from .families import look_at, start_over, tie_again
 from .ops import Transaction
-from .rows import CANCELLED, FOR_PARENT, Row, load_by_seq, numbers, save, to_json
+from .rows import load_by_seq, numbers, save
 
 #: A parent, and the child of it after which there are others to be looked at.
 _Place = tuple[int, int]
@@ -98,7 +99,7 @@ def _revive(tx: Transaction, candidates: Sequence[int]) -> list[Row]:
     ties = look_at(tx, rows)
     slots = [(row.queue, row.unique_key) for row in rows.values() if row.unique_key is not None]
     holders = keys.find_holders(tx.db, slots, tx.now_ms)
-    taken: set[keys.Slot] = set()
+    taken: set[Slot] = set()
     started, later = [], []
     for row in rows.values():
         if ties[row.seq].bad or (row.state, row.cancel) != (CANCELLED, FOR_PARENT):

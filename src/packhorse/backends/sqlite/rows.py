@@ -14,26 +14,8 @@ from typing import Any
 
 import msgspec
 
-from ...job import JobError, State
+from ..stored import ABSENT, SUCCEEDED, Row, to_json
 from .ops import Transaction
-
-WAITING, SCHEDULED, PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(1, 8)
-#: Added to the state of an ended job that was deleted before its children were told. Nobody sees such rows.
-BURIED = 3
-
-#: In the column `cancel`: somebody asked for it, or a parent of the job ended badly.
-ASKED, FOR_PARENT = 1, 2
-
-STATES = {
-    WAITING: State.WAITING,
-    SCHEDULED: State.SCHEDULED,
-    PENDING: State.PENDING,
-    RUNNING: State.RUNNING,
-    SUCCEEDED: State.SUCCEEDED,
-    FAILED: State.FAILED,
-    CANCELLED: State.CANCELLED,
-}
-CODES = {state: code for code, state in STATES.items()}
 
 #: Payloads up to this many bytes lie in the row of the job, larger ones beside it: a row is rewritten at every move.
 INLINE_BYTES = 1_024
@@ -41,94 +23,13 @@ INLINE_BYTES = 1_024
 RESULT_TOGETHER_BYTES = 4_096
 ERRORS_TOGETHER_CHARS = 16_384
 
-to_json = msgspec.json.Encoder().encode
-errors_from_json = msgspec.json.Decoder(tuple[JobError, ...]).decode
-_tags_from_json = msgspec.json.Decoder(tuple[str, ...]).decode
-_meta_from_json = msgspec.json.Decoder(dict[str, str]).decode
-
 
 def numbers(values: Iterable[int]) -> str:
     """Write whole numbers for `json_each(?)`."""
     return f"[{','.join(map(str, values))}]"
 
 
-def read_tags(text: str | None) -> tuple[str, ...]:
-    """Read the column `tags`."""
-    return () if text is None else _tags_from_json(text)
-
-
-def read_meta(text: str | None) -> dict[str, str] | None:
-    """Read the column `meta`."""
-    return None if text is None else _meta_from_json(text)
-
-
 # ---- rows that move ----------------------------------------------------------------------------------------
-
-
-class Row(msgspec.Struct, array_like=True):
-    """What a move may look at and change. The fields are the columns of `_LOAD`, in its order."""
-
-    seq: int
-    id: str
-    type: str
-    key: str | None
-    queue: str
-    state: int
-    rank: int
-    lane: str | None
-    attempt: int
-    max_attempts: int
-    priority: int
-    created_at_ms: int
-    due_at_ms: int
-    cancel: int
-    worker: int | None
-    token: int | None
-    started_at_ms: int | None
-    finished_at_ms: int | None
-    parked_at_ms: int | None
-    unique_key: str | None
-    children: int  # as it was read; only families.py writes it
-    errors: str | int | None
-    parents: int
-    waiting_for: int
-    after_failed: int
-    held_by: int | None
-    # Not columns: what a save is to do, and what it checks.
-    result: bytes | None = None
-    was_state: int = 0
-    was_token: int | None = None
-    dirty: bool = False
-    extras_dirty: bool = False  # result or errors changed
-    family_dirty: bool = False  # waiting_for or held_by changed
-
-    def start_over(self, delay_ms: int, tx: Transaction) -> None:
-        """Make it run, again or at last: now, or in `delay_ms`."""
-        self.due_at_ms = tx.now_ms + max(0, delay_ms)
-        self.dirty = True
-        if delay_ms > 0:
-            self.state = SCHEDULED
-        else:
-            self.state = PENDING
-            self.rank, self.lane = tx.places.of(self.queue, self.type, self.key, self.priority, self.due_at_ms)
-
-    def end(self, state: int, now_ms: int) -> None:
-        """Make it terminal. Then families.serve tells its children; nobody need free its key, see keys.py."""
-        self.state = state
-        self.finished_at_ms = now_ms
-        self.dirty = True
-        self.wait_for(0)
-
-    def wait_for(self, parents: int) -> None:
-        """Note how many parents it waits for."""
-        if self.waiting_for != parents:
-            self.waiting_for = parents
-            self.dirty = self.family_dirty = True
-
-    def let_go(self) -> None:
-        """Take it from its worker: the token is void from here on."""
-        self.worker = self.token = None
-        self.dirty = True
 
 
 _LOAD = f"""
@@ -143,7 +44,7 @@ FROM json_each(?) AS wanted CROSS JOIN jobs AS j ON j.%s = wanted.value LEFT JOI
 LEFT JOIN families AS f ON f.seq = j.seq
 """
 _LOAD_BY_SEQ = _LOAD % "seq"
-_LOAD_BY_ID = _LOAD % "id"
+_LOAD_BY_ID = f"{_LOAD % 'id'}WHERE j.state < {ABSENT}"
 _decode_rows = msgspec.json.Decoder(list[Row]).decode
 
 
@@ -165,13 +66,6 @@ def _load(db: sqlite3.Connection, sql: str, wanted: str) -> list[Row]:
         if row.errors == 0:
             row.errors = db.execute("SELECT errors FROM extras WHERE seq = ?", (row.seq,)).fetchone()[0]
     return rows
-
-
-def add_to_errors(row: Row, error: JobError, add: Any) -> None:
-    """Add an error to the history of a row, by the rule `add` of the contract."""
-    old: tuple[JobError, ...] = errors_from_json(row.errors) if isinstance(row.errors, str) else ()
-    row.errors = to_json(add(old, error)).decode()
-    row.extras_dirty = True
 
 
 # The guard is in the statement that writes, as the contract asks, though we hold the write lock since the read.

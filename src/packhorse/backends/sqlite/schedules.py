@@ -17,12 +17,13 @@ from ..base import (
     Verdict,
     define_schedule,
     may_fire,
+    merge_schedule,
     pause_schedule,
 )
+from ..stored import to_json
 from . import families
 from .adding import add
 from .ops import Transaction
-from .rows import to_json
 
 _ALL = "SELECT CAST(json_group_array(json(definition)) AS BLOB) FROM schedules"
 NAMED = f"{_ALL} WHERE name IN (SELECT value FROM json_each(?))"  # noqa: S608  # a constant
@@ -87,6 +88,22 @@ def fire(tx: Transaction, firings: Sequence[Firing]) -> list[Verdict]:
     _save(tx, moved.values())
     families.serve(tx)
     return verdicts
+
+
+def hand_over(tx: Transaction, limit: int) -> tuple[Schedule, ...]:
+    """Let schedules leave, at most `limit`."""
+    leaving = read_all(tx.db)[:limit]
+    gone = to_json([one.name for one in leaving]).decode()
+    tx.db.execute("DELETE FROM schedules WHERE name IN (SELECT value FROM json_each(?))", (gone,))
+    return tuple(leaving)
+
+
+def take_over(tx: Transaction, arriving: Sequence[Schedule]) -> None:
+    """Store schedules that come from another store."""
+    if arriving:
+        found = _read(tx.db, [one.name for one in arriving])
+        _save(tx, [merge_schedule(found.get(one.name), one) for one in arriving])
+        tx.topics.add(DUE_TOPIC)
 
 
 def planned(db: sqlite3.Connection, now_ms: int) -> tuple[tuple[Schedule, ...], int | None]:

@@ -6,12 +6,12 @@ import sqlite3
 from collections.abc import Sequence
 
 from ..base import QueueChange, Rerun, Steered, job_topic, queue_topic, worker_topic
+from ..stored import ASKED, CANCELLED, FOR_PARENT, RUNNING, SUCCEEDED, Row, Slot
 from . import families, keys
 from .dropping import drop
-from .keys import Slot
 from .ops import Transaction
 from .reviving import revive
-from .rows import ASKED, CANCELLED, FOR_PARENT, INLINE_BYTES, RUNNING, SUCCEEDED, Row, load_by_id, numbers, save
+from .rows import INLINE_BYTES, load_by_id, numbers, save
 
 
 def cancel(tx: Transaction, ids: Sequence[str]) -> list[Steered]:

@@ -45,6 +45,7 @@ class Wake:
         self._value = int(secret_hex(SLOT_BYTES - 1), 16)  # never all zeros, so never an empty slot
         self._written = b""
         self._watch: _Watch | None = None
+        self._telling = threading.Lock()
 
     # ---- in the writer thread --------------------------------------------------------------------------
 
@@ -67,9 +68,9 @@ class Wake:
 
     def tell_others(self) -> None:
         """Write to our slot. 2 us; a disk that refuses it only costs latency."""
-        self._value = (self._value + 1) & 0xFFFF_FFFF_FFFF_FFFF
-        self._written = self._value.to_bytes(SLOT_BYTES)
-        with suppress(OSError):
+        with self._telling, suppress(OSError):  # the writer, and who waits for the ends of bound transactions
+            self._value = (self._value + 1) & 0xFFFF_FFFF_FFFF_FFFF
+            self._written = self._value.to_bytes(SLOT_BYTES)
             os.pwrite(self._fd, self._written, self._slot)
 
     def close(self) -> None:
@@ -80,6 +81,7 @@ class Wake:
 
     def after_fork_in_child(self) -> None:
         """Leave it all to the parent."""
+        self._telling = threading.Lock()
         self._watch = None
         self._fd = -1
 
@@ -212,11 +214,6 @@ class _HungBells(Bells):
     def __init__(self, wake: Wake) -> None:
         super().__init__()
         self._wake = wake
-
-    @property
-    def are_hung(self) -> bool:
-        """Tell whether there is any bell."""
-        return bool(self._by_topic)
 
     def watch(self, topics: Sequence[str]) -> Bell:
         bell = super().watch(topics)

@@ -63,6 +63,8 @@ async def a_record_says_what_its_job_waits_for(h: Harness) -> None:
     equal(
         (record.after, record.after_failed, record.waiting_for, record.node), ((), "cancel", 0, None), "of a plain job"
     )
+    alone = await h.record(await h.add(after_failed="continue"))
+    equal((alone.state, alone.after_failed), (State.PENDING, "continue"), "of a job that names a policy and no parents")
     await _end(h, count=2)
     record = await h.record(child)
     equal((record.after, record.waiting_for, record.errors), (parents, 0, ()), "after its parents ended")

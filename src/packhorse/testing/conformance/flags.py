@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...backends.base import Firing, Limit, Note, QueueChange, Schedule, ScheduleChange, Settlement, Verdict, WorkerInfo
-from ...errors import QueueFull, Unsupported
+from ...errors import InvalidOption, QueueFull, Unsupported
 from ...job import State, Unique
 from .case import case, equal, raises, true
 from .harness import Harness
@@ -167,5 +167,13 @@ async def priorities_work_or_all_jobs_are_alike(h: Harness) -> None:
 
 
 @case()
-async def only_what_can_join_a_transaction_has_bind(h: Harness) -> None:
-    true(h.has("bind") == hasattr(h.backend, "bind"), "the flag `bind` and the method `bind` disagree")
+async def transactions_are_refused_where_there_is_no_bind(h: Harness) -> None:
+    """Where there is, a connection that is none is refused; the cases of `bind` ask for the rest."""
+
+    async def bind() -> object:
+        return h.backend.bind(object())
+
+    if h.has("bind"):
+        await raises(InvalidOption, bind(), "bind of what is no connection")
+    else:
+        equal((await raises(Unsupported, bind(), "bind")).flag, "bind", "flag")

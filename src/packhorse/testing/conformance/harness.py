@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from ...backends.base import (
     BATCH_MAX,
@@ -32,12 +32,35 @@ FOREVER = Keep(succeeded_ms=DELAY_MS_MAX, failed_ms=DELAY_MS_MAX, cancelled_ms=D
 ROUNDS_MAX = 1_000
 
 
+class OwnConnection(Protocol):
+    """A connection to the store as a user has it, for `Backend.bind`. Without `begin` no transaction is open."""
+
+    raw: object
+
+    async def begin(self) -> None:
+        """Begin a transaction, one that may write."""
+        ...
+
+    async def commit(self) -> None:
+        """Commit it."""
+        ...
+
+    async def rollback(self) -> None:
+        """Roll it back."""
+        ...
+
+    async def close(self) -> None:
+        """Disconnect; what is open is rolled back. Idempotent."""
+        ...
+
+
 class Harness:
     """Opens connections to one store that starts empty, and moves its time.
 
     `make` answers a new, unopened connection to the store. With `clock` (the one `make` gives to its
     backends) time is moved by hand; without, `advance` really waits and all durations are short.
-    Subclass it to clean up (`clean`) or to lose worker rows (`drop_workers`).
+    Subclass it to clean up (`clean`), to lose worker rows (`drop_workers`), or to connect as a user does
+    (`make_connection`).
     """
 
     def __init__(self, make: Callable[[], Backend], clock: ManualClock | None = None) -> None:
@@ -47,6 +70,7 @@ class Harness:
         self.step_ms = 1_000 if clock is not None else 150  # a delay that is long compared to one call
         self.ring_ms = 10_000  # how long a ring may take: only a lost one takes this long
         self._open: list[Backend] = []
+        self._connections: list[OwnConnection] = []
         self._chance = Chance()
         self.backend: Backend
 
@@ -59,6 +83,9 @@ class Harness:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        for connection in self._connections:
+            await connection.close()
+        self._connections.clear()
         for backend in reversed(self._open):
             await backend.close()
         self._open.clear()
@@ -78,6 +105,16 @@ class Harness:
         """Open `count` connections."""
         return [await self.open() for _ in range(count)]
 
+    async def connect(self) -> OwnConnection:
+        """Connect to the store as a user would. Needs `own_connections`."""
+        connection = await self.make_connection()
+        self._connections.append(connection)
+        return connection
+
+    async def make_connection(self) -> OwnConnection:
+        """Make what `connect` answers."""
+        raise NotImplementedError
+
     async def advance(self, ms: int) -> None:
         """Let `ms` pass for the store."""
         if self.clock is not None:
@@ -95,11 +132,16 @@ class Harness:
         raise NotImplementedError
 
     def has(self, need: str) -> bool:
-        """Answer whether cases that need this can be asked: a capability, `manual_clock` or `worker_rows`."""
+        """Answer whether cases that need this can be asked: a capability, or a thing of the harness.
+
+        These are `manual_clock`, `worker_rows` and `own_connections`.
+        """
         if need == "manual_clock":
             return self.clock is not None
         if need == "worker_rows":
             return type(self).drop_workers is not Harness.drop_workers
+        if need == "own_connections":
+            return type(self).make_connection is not Harness.make_connection
         return bool(getattr(self.backend.capabilities, need))
 
     # ---- builders ----------------------------------------------------------------------------------------
@@ -244,6 +286,8 @@ class SharedHarness(Harness):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        for connection in self._connections:  # what they hold could not be removed
+            await connection.close()
         await self._empty()
         await super().__aexit__(*exc_info)
 

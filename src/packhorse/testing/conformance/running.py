@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import pkgutil
 import tempfile
 import traceback
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ...backends.opening import open_backend
-from ...clock import ManualClock, precise_boot_ms
+from ...clock import SYSTEM_CLOCK, ManualClock, precise_boot_ms
 from .case import Broken, Case, registered, run_on
 from .harness import Harness, SharedHarness
 
@@ -69,26 +70,45 @@ def run_case(case: Case, make_harness: HarnessFactory) -> None:
     asyncio.run(run_on(case, make_harness()))
 
 
-def harness_factory(url: str, directory: Path) -> HarnessFactory:
+def harness_factory(url: str, directory: Path, *, manual_clock: bool = False) -> HarnessFactory:
     """Answer what makes an empty store for each case: a new file in `directory` for SQLite, a new one in memory.
 
-    Any other URL is taken as it is; its store must hold no jobs and is emptied after each case.
+    Of any other URL `{case}` is replaced by a number, another for each case, and must name a new store. Without it the
+    URL is taken as it is; its store must hold no jobs and is emptied after each case. With `manual_clock` the backend
+    is given a clock that it must go by, and no case waits; without, durations are short and pass in reality.
     """
     scheme = urlsplit(url).scheme.lower()
     if scheme == "memory":
         return _memory
     if scheme == "sqlite":
         return lambda: _sqlite(directory)
-    return lambda: SharedHarness(lambda: open_backend(url))
+    numbers = itertools.count()
+
+    def make() -> Harness:
+        clock = ManualClock() if manual_clock else None
+        own = url.replace("{case}", str(next(numbers)))
+        kind = SharedHarness if own == url else Harness
+        return kind(lambda: open_backend(own, clock or SYSTEM_CLOCK), clock)
+
+    return make
 
 
-def check(target: str | HarnessFactory, only: Sequence[Case] | None = None, *, stop: bool = False) -> Report:
+def check(
+    target: str | HarnessFactory,
+    only: Sequence[Case] | None = None,
+    *,
+    stop: bool = False,
+    manual_clock: bool = False,
+) -> Report:
     """Run all cases against a URL, or on the harnesses that a function makes; answers how each ended.
 
-    `only` chooses cases; `stop` leaves the rest out once one has failed.
+    `only` chooses cases; `stop` leaves the rest out once one has failed. For a URL and `manual_clock` see
+    `harness_factory`.
     """
     with tempfile.TemporaryDirectory(prefix="packhorse-conformance-") as directory:
-        make_harness = harness_factory(target, Path(directory)) if isinstance(target, str) else target
+        make_harness = (
+            harness_factory(target, Path(directory), manual_clock=manual_clock) if isinstance(target, str) else target
+        )
         results = []
         for case in cases() if only is None else only:
             results.append(_result(case, make_harness))

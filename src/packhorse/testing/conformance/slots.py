@@ -287,3 +287,18 @@ async def what_frees_a_slot_rings_every_queue_that_waits_for_it(h: Harness) -> N
             true(await bell.wait(h.ring_ms), f"no ring: {how} freed the slot")
         await h.backend.delete([job.id for job in await h.all()])
         await h.enqueue(1, queue="a", max_attempts=9)
+
+
+@case(needs=_NEEDS)
+async def a_limit_that_is_set_over_many_jobs_holds_at_once(h: Harness) -> None:
+    """More than a claim can sort out; those that it has not looked at are held too, and another type comes through."""
+    await h.enqueue(4_000)
+    await h.backend.limits([Limit(type="work", concurrency=2)])
+    other = await h.add(type="other")
+    started: list[str] = []
+    for _ in range(50):
+        started += [job.id for job in await h.claim(20)]
+        if other in started:
+            break
+    true(other in started, "a job of another type started within 50 claims")
+    equal(len(started), 3, "starts: two of the limited type, and the other")

@@ -1,0 +1,71 @@
+"""Concurrent plain enqueues of this process, put together: one statement and one commit for all that came meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from ...job import JobSpec
+from ..base import BATCH_MAX, Enqueued
+
+#: Larger calls go by themselves: nothing is gained by joining them.
+ALONE = 100
+
+Add = Callable[[Sequence[JobSpec]], Awaitable["list[Enqueued] | None"]]
+
+
+class Grouping:
+    """Callers who wait for a statement together. None as an answer: it is to be stored the long way."""
+
+    def __init__(self, add: Add) -> None:
+        self._add = add
+        self._waiting: list[tuple[Sequence[JobSpec], asyncio.Future[list[Enqueued] | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def add(self, specs: Sequence[JobSpec]) -> list[Enqueued] | None:
+        """Store plain jobs, together with what others want stored at the same time."""
+        future: asyncio.Future[list[Enqueued] | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((specs, future))
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+        return await future
+
+    async def finish(self) -> None:
+        """Wait until all that was asked has been answered."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                count, calls = 0, 0
+                for specs, _ in self._waiting:
+                    count += len(specs)
+                    if count > BATCH_MAX and calls:
+                        break
+                    calls += 1
+                group, self._waiting = self._waiting[:calls], self._waiting[calls:]
+                await self._store(group)
+        finally:
+            self._task = None
+
+    async def _store(self, group: list[tuple[Sequence[JobSpec], asyncio.Future[list[Enqueued] | None]]]) -> None:
+        group = [(specs, future) for specs, future in group if not future.done()]
+        if not group:
+            return
+        try:
+            answers = await self._add([spec for specs, _ in group for spec in specs])
+        except Exception as error:
+            if len(group) > 1 and not isinstance(error, ConnectionError):
+                for one in group:  # what fails for one harms no other
+                    await self._store([one])
+                return
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        start = 0
+        for specs, future in group:
+            if not future.done():
+                future.set_result(None if answers is None else answers[start : start + len(specs)])
+            start += len(specs)
