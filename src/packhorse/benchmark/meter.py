@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
-from .measures import Figure
+from ..clock import pause, precise_boot_ms
+from .measures import Figure, latency_figure
 
 #: What `packhorse` takes out of a URL before a driver sees it.
 _OURS = frozenset({"schema", "prefix", "pool", "timeout"})
@@ -40,6 +41,10 @@ class Meter(ABC):
         """Read now. Blocks for a few ms."""
 
     @abstractmethod
+    def ping(self) -> None:
+        """Ask the server for next to nothing, and wait for its answer."""
+
+    @abstractmethod
     def close(self) -> None:
         """Disconnect."""
 
@@ -62,6 +67,9 @@ class RedisMeter(Meter):
         )
         cpu = self._client.info("cpu")
         return Reading(sent, (float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])) * 1000)
+
+    def ping(self) -> None:
+        self._client.ping()
 
     def close(self) -> None:
         self._client.close()
@@ -87,8 +95,24 @@ class PostgresMeter(Meter):
         ).fetchone()
         return Reading(int(commands), _family_cpu_ms(self._postmaster) if self._postmaster else None)
 
+    def ping(self) -> None:
+        self._connection.execute("SELECT 1")
+
     def close(self) -> None:
         self._connection.close()
+
+
+def idle_round_trip(meter: Meter, count: int = 100) -> Figure:
+    """Measure the least that a question to an idle server takes from a blocking driver, each after 20 ms of silence."""
+    delays_ms = []
+    for _ in range(count):
+        pause(0.02)
+        started_ms = precise_boot_ms()
+        meter.ping()
+        delays_ms.append(precise_boot_ms() - started_ms)
+    figure = latency_figure(delays_ms, "an idle job waits for two, and for what wakes its worker")
+    figure.name = "floor: a question to the idle server"
+    return figure
 
 
 def read(meter: Meter | None) -> Reading | None:

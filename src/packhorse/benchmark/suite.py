@@ -22,7 +22,7 @@ from ..errors import ConfigurationError
 from ..worker.runner_process import new_event_loop
 from . import measures
 from .measures import Figure
-from .meter import Meter, read, served
+from .meter import Meter, idle_round_trip, read, served
 from .places import Places
 from .tasks import app, stamp, touch
 
@@ -68,6 +68,8 @@ def _measure(places: Places, jobs: int, backlog: int, directory: Path, tell: Tel
     keep(_on_loop(_floor(fresh("floor"), jobs, meter)))
     if places.kind == "sqlite":
         keep(measures.sync_floor(directory))
+    if meter is not None:
+        keep(idle_round_trip(meter))
     tell("enqueue")
     keep(*_enqueue(fresh, jobs, meter))
     tell("drain")
