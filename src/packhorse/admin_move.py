@@ -13,14 +13,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .backends.base import BATCH_MAX, Backend, Limit, QueueChange, Transfer, Verdict
+from .backends.base import BATCH_MAX, Backend, Keep, Limit, QueueChange, Transfer, Verdict
 from .chance import CHANCE
 from .clock import SYSTEM_CLOCK, Clock
 from .errors import ConfigurationError, Unavailable, Unsupported
-from .job import State
+from .job import DELAY_MS_MAX, State
 
 T = TypeVar("T")
 
+#: Drops nothing.
+KEEP_ALL = Keep(succeeded_ms=DELAY_MS_MAX, failed_ms=DELAY_MS_MAX, cancelled_ms=DELAY_MS_MAX)
 #: How long a store may be away in the middle of a move.
 PATIENCE_MS = 60_000
 #: Between two looks at a source where nothing but running jobs is left.
@@ -159,6 +161,8 @@ class Move:
             idle = 0 if running or self.moved.left != before else idle + 1
             if idle > IDLE_ROUNDS_MAX or (running and not self._wait):
                 return
+            if running:  # those of a worker that died lapse by a tick, and perhaps no worker is left there to tick
+                await self._patiently(self._source.tick, BATCH_MAX, KEEP_ALL)
             await self._pause()
 
     def _note(self, transfer: Transfer, known: tuple[str, ...]) -> None:

@@ -137,7 +137,7 @@ def unreadable(error: Refused) -> Outcome:
 
 def timed_out(timeout_ms: int, how: str = "") -> Outcome:
     """The outcome of a run that was stopped at its time-out."""
-    message = f"still running after {timeout_ms / 1000:g} s" + (f"; {how}" if how else "")
+    message = f"still running after {timeout_ms / 1000:g} s, its time-out" + (f"; {how}" if how else "")
     return Outcome(Kind.ERROR, error_kind="TimedOut", message=message)
 
 

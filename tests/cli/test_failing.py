@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from packhorse.admin import Admin
+from packhorse.backends.opening import secrets_of
 from packhorse.cli.main import root
 from packhorse.cli.output import age, plain
-from packhorse.cli.shell import secrets_of
 from packhorse.errors import NotFound, QueueFull, SchemaMismatch, Unavailable
 
 from .kit import Cli
@@ -187,7 +187,7 @@ def test_a_password_in_the_environment_does_not_warn_and_is_never_shown(
     [
         ("postgresql://me:p%40ss@host/db", {"p%40ss", "p@ss"}),
         ("redis://:secret@host", {"secret"}),
-        ("amqp://me:a@b:c@host/x?y=z@w", {"a@b:c"}),
+        ("amqp://me:a@b:c@host/x?y=z@w", {"a@b:c", "a@b:c@host/x?y=z"}),
         ("postgresql://host/db?user=me&password=secret", {"secret"}),
         ("postgresql://me@host/db", set()),
         ("sqlite:///a:b@c.db", set()),

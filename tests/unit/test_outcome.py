@@ -268,7 +268,7 @@ def test_a_result_at_its_limit_is_kept_and_one_past_it_is_not():
 
 
 def test_outcomes_that_are_not_of_the_handlers_making():
-    assert timed_out(1_500, "killed").message == "still running after 1.5 s; killed"
+    assert timed_out(1_500, "killed").message == "still running after 1.5 s, its time-out; killed"
     assert timed_out(1_500).kind is Kind.ERROR
     assert cancelled().kind is Kind.CANCELLED
     assert crashed("signal 9").kind is Kind.ERROR

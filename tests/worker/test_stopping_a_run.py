@@ -50,7 +50,7 @@ def test_an_async_handler_is_stopped_at_its_time_out():
     record = work(scenario)
     assert (record.state, cleaned) == (State.FAILED, [1])
     assert record.errors[0].kind == "TimedOut"
-    assert record.errors[0].message == "still running after 0.05 s"
+    assert record.errors[0].message == "still running after 0.05 s, its time-out"
 
 
 @pytest.mark.parametrize("how", ["returns", "raises", "raises Cancel"])

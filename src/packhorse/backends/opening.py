@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import ConfigurationError
@@ -34,8 +34,13 @@ DEFAULT_NAMESPACE = "packhorse"
 #: Where an installed package names its backends, by scheme.
 ENTRY_POINTS = "packhorse.backends"
 
-#: Drivers take passwords as parameters too.
-_SECRET_PARAMETER = re.compile(r"([?&](?:password|passwd|pwd|token|secret)=)[^&#]*", re.IGNORECASE)
+#: Up to the last @ of all: people paste passwords with @ : / ? # in them.
+_PASSWORD = re.compile(r"(://[^:/?#@]*):(.*)@", re.DOTALL)
+_PASSWORD_BEFORE_PATH = re.compile(r"://[^/?#:]*:([^/?#]*)@")
+#: host:port, and an @ somewhere later.
+_NO_PASSWORD = re.compile(r"://[^:/?#@]*:[0-9]+[/?#]")
+#: Drivers take passwords as parameters too: sslpassword, sentinel_password ...
+_SECRET_PARAMETER = re.compile(r"([?&;][^=&#]*(?:password|passwd|pwd|token|secret)=)([^&#]*)", re.IGNORECASE)
 
 _registered: dict[str, BackendFactory] = {}
 _memory_stores: dict[tuple[str, int], object] = {}
@@ -64,6 +69,8 @@ def open_backend(url: str, clock: Clock = SYSTEM_CLOCK) -> Backend:
         from .sqlite import SQLiteBackend
 
         return SQLiteBackend(url, clock)
+    if scheme in _POSTGRES or scheme in _REDIS:
+        _refuse_raw_password(url)
     if scheme in _POSTGRES:
         return _from_extra("postgres", "psycopg", "PostgresBackend", url, clock)
     if scheme in _REDIS:
@@ -132,10 +139,23 @@ def forget_memory(url: str, clock: Clock) -> None:
 
 def redact(url: str) -> str:
     """Write a URL without its password, for messages and logs (FAILURES B40)."""
-    try:
-        parts = urlsplit(url)
-        password = parts.password
-    except ValueError:
-        return "(a URL that cannot be read)"
-    shown = url.replace(f":{password}@", ":***@", 1) if password else url
+    shown = url if _NO_PASSWORD.search(url) else _PASSWORD.sub(r"\1:***@", url)
     return _SECRET_PARAMETER.sub(r"\1***", shown)
+
+
+def secrets_of(url: str) -> set[str]:
+    """Answer the passwords a URL carries, as written and as meant."""
+    found = {match[2] for match in _SECRET_PARAMETER.finditer(url)}
+    if not _NO_PASSWORD.search(url):
+        found |= {match[2] for match in _PASSWORD.finditer(url)}
+        found |= {match[1] for match in _PASSWORD_BEFORE_PATH.finditer(url)}
+    return {secret for raw in found for secret in (raw, unquote(raw)) if secret}
+
+
+def _refuse_raw_password(url: str) -> None:
+    """Refuse a password that a driver would cut in two: what it takes for the host then stands in its messages."""
+    match = None if _NO_PASSWORD.search(url) else _PASSWORD.search(url)
+    if match is not None and any(char in match[2] for char in "@/?#"):
+        raise ConfigurationError(
+            f"{redact(url)!r}: the password has one of @ / ? # in it; write these as %40 %2F %3F %23"
+        )

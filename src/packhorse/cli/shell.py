@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
 
 import click
 
@@ -18,16 +17,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-# Up to the last @ before the path: people paste passwords with @ and : in them.
-_USERINFO = re.compile(r"://[^/?#:]*:([^/?#]*)@")
-_SECRET_PARAMETER = re.compile(r"[?&;](?:password|passwd|sslpassword|token|secret)=([^&;#]+)", re.IGNORECASE)
-
-
-def secrets_of(url: str) -> set[str]:
-    """Answer the passwords a URL carries, as written and as meant."""
-    found = {match[1] for pattern in (_USERINFO, _SECRET_PARAMETER) for match in pattern.finditer(url)}
-    return {secret for raw in found for secret in (raw, unquote(raw)) if secret}
 
 
 class Shell:
@@ -44,6 +33,8 @@ class Shell:
 
     def warn_of_password(self, url: str, option: str, variable: str) -> None:
         """Warn if a URL given as an argument showed a password to the whole machine (FAILURES C21)."""
+        from ..backends.opening import secrets_of
+
         found = secrets_of(url)
         if found and not found <= self._secrets:
             warn(f"everyone on this machine can see the password in {option} (ps shows it); set {variable} instead")
@@ -52,13 +43,15 @@ class Shell:
     def scrub(self, text: str) -> str:
         """Answer `text` without any password of this call's URLs (FAILURES B40, C20)."""
         for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
+            # As a word of its own: the password `postgres` is no reason to maim `postgresql`.
+            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", "***", text)
         return text
 
     def settings(self) -> Settings:
         """Read the settings; warnings become lines on stderr. Raises ConfigurationError."""
         import warnings
 
+        from ..backends.opening import secrets_of
         from ..settings import load
 
         with warnings.catch_warnings(record=True) as caught:

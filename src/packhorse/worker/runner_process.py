@@ -79,6 +79,7 @@ class RunnerProcess:
         app: Packhorse = import_app(setup.app)
         if setup.url is not None:
             app.settings = msgspec.structs.replace(app.settings, url=setup.url)
+        _warn_of_another_url(app.settings.url, setup.url)
         options = WorkerOptions.of(app.settings, **setup.overrides)
         backend = await self._reach(app)
         if backend is None:
@@ -160,6 +161,18 @@ class RunnerProcess:
                     return
                 case _:
                     pass
+
+
+def _warn_of_another_url(url: str, asked: str | None) -> None:
+    """Say so where the app's code names a store and the environment another: commands would use that one."""
+    named = os.environ.get("PACKHORSE_URL")
+    if named and asked is None and named != url:
+        log.warning(
+            "the app's code names the store %s, so PACKHORSE_URL (%s) does not count here, but it does for commands; "
+            "write Packhorse() without a URL, or start the worker with --url",
+            redact(url),
+            redact(named),
+        )
 
 
 async def _end_if_broken(engine: Engine) -> None:

@@ -18,6 +18,8 @@ log = logging.getLogger("packhorse.ticker")
 _GAP_MS_MIN = 20
 #: At most this long, so that a dead worker's lapse is seen soon after its lease ran out.
 _GAP_MS_MAX = 1_000
+#: Something is due but could not be moved: somebody's open transaction holds it. Do not ask all the time.
+_STUCK_GAP_MS = 100
 #: A schedule that cannot be planned here stays due for others who may know its zone. Do not look all the time.
 _BROKEN_GAP_MS = 250
 #: When only such schedules come any more, they are put off by this much, so that others get their turn.
@@ -63,6 +65,8 @@ class Ticker:
         if fired:
             return _GAP_MS_MIN  # the next tick knows what is due after these
         due_ms = _GAP_MS_MAX if ticked.next_due_ms is None else ticked.next_due_ms
+        if due_ms == 0 and not (ticked.promoted or ticked.lapsed or ticked.dropped or ticked.freed):
+            due_ms = _STUCK_GAP_MS
         return max(_BROKEN_GAP_MS if ticked.schedules else 1, min(due_ms, _GAP_MS_MAX))
 
     # ---- schedules -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ A call that found its connection closed before it was sent goes out over a new o
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,8 @@ from .scripts import script
 
 #: Calls under way at once, each on a connection of its own; the others wait here.
 CALLS_MAX = 8
+#: Verbs that wait for no other call: leases depend on them, and a worker makes one of each at a time.
+URGENT = frozenset({"heartbeat", "retire", "tick"})
 #: A call may take so many times the time-out of a single answer: it may have to connect, or to ask three sentinels.
 PATIENCE = 3
 #: What one call may send. Servers take no more than 512 MiB at once, and a script holds it several times over.
@@ -42,6 +45,7 @@ class Link:
         self._client: Any = None
         self._sentinel: Sentinel | None = None
         self._calls = asyncio.Semaphore(CALLS_MAX)
+        self._sent: set[asyncio.Task[Any]] = set()
         self._key = location.key("store")
 
     @property
@@ -57,6 +61,8 @@ class Link:
 
     async def disconnect(self) -> None:
         """Close all connections. Idempotent."""
+        while self._sent:
+            await asyncio.wait(self._sent)
         client, self._client = self._client, None
         sentinel, self._sentinel = self._sentinel, None
         if client is not None:
@@ -94,29 +100,43 @@ class Link:
                 f"{len(packed):,} bytes in one call; send fewer jobs a call, of {CALL_BYTES_MAX:,} in all"
             )
         try:
-            return await self._call("EVALSHA", sha, 1, self._key, packed, now)
+            return await self._call("EVALSHA", sha, 1, self._key, packed, now, is_urgent=verb in URGENT)
         except driver.NoScriptError:
             pass
         except ERRORS as error:
             raise explain(error, self.location) from error
-        return await self.command("EVAL", source, 1, self._key, packed, now)
+        return await self.command("EVAL", source, 1, self._key, packed, now, is_urgent=verb in URGENT)
 
-    async def command(self, *args: Any) -> Any:
+    async def command(self, *args: Any, is_urgent: bool = False) -> Any:
         """Make a plain call."""
         try:
-            return await self._call(*args)
+            return await self._call(*args, is_urgent=is_urgent)
         except ERRORS as error:
             raise explain(error, self.location) from error
 
-    async def _call(self, *args: Any) -> Any:
+    async def _call(self, *args: Any, is_urgent: bool = False) -> Any:
         client = self._client
         if client is None:
             raise Unavailable(f"{self.location.shown!r} is not open; call open() first")
+        limit = nullcontext() if is_urgent else self._calls
+        # In a task of its own: the driver swallows a cancellation that comes while it reads, and who is cancelled must
+        # hear of it. The call goes on to its end, which is bounded.
+        task = asyncio.get_running_loop().create_task(self._send(client, limit, args))
+        self._sent.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    async def _send(self, client: Any, limit: AbstractAsyncContextManager[None], args: tuple[Any, ...]) -> Any:
         try:
-            async with self._calls, asyncio.timeout(PATIENCE * self.location.timeout_s):
+            async with asyncio.timeout(PATIENCE * self.location.timeout_s), limit:
                 return await client.execute_command(*args)
         except (OSError, EOFError) as error:  # TimeoutError too, which is asyncio's
             raise explain(error, self.location) from error
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._sent.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone
 
     # ---- clients -------------------------------------------------------------------------------------------
 
@@ -191,7 +211,8 @@ async def _closed(client: Any, timeout_s: float) -> None:
 
 _WRONG_LOGIN = "the server refuses the user name or password; correct them in the URL"
 _RIGHTS = (
-    "the user of the URL may not do this; it needs EVALSHA, EVAL, SUBSCRIBE, and all keys and channels of the prefix"
+    "the user of the URL may not do this; it needs EVALSHA, EVAL, PUBLISH, SUBSCRIBE, and all keys and channels of the "
+    "prefix: ~{prefix}:* &{prefix}:*"
 )
 _MEMORY = "the server is out of memory; raise its maxmemory, or remove jobs and keep ended ones for a shorter time"
 _REPLICA = "the server is a replica, which cannot be written to; after a failover this passes, else name the master"
@@ -205,6 +226,8 @@ _REFUSED = (
     ("NOAUTH", "the server asks for a password; write redis://user:password@host"),
     ("Authentication required", "the server asks for a password; write redis://user:password@host"),
     ("NOPERM", _RIGHTS),
+    ("can't publish", _RIGHTS),
+    ("The user executing the script", _RIGHTS),
     ("without any password configured", "the server has no password, but the URL has one; leave it out"),
     ("DB index is out of range", "the server has no database of that number; name another one"),
     ("WRONGTYPE", "keys of this prefix belong to something else; choose another prefix="),

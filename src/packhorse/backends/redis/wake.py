@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 from redis import exceptions as driver
 
 from ...chance import CHANCE
@@ -25,8 +26,11 @@ from .records import unpack
 SILENCE_S = 15.0
 #: The connection is kept for a while after the last bell: who waits for a job after another hangs up one after another.
 LINGER_S = 5.0
-#: A lost connection is made again after a random time of at most this.
+#: A lost connection is made again after a random time of at most this ...
 RETRY_S_MAX = 0.8
+#: ... so often; then the time doubles with each try that fails, up to this.
+RETRIES_SOON = 5
+RETRY_S_LONGEST = 30.0
 
 
 class Wake:
@@ -39,6 +43,8 @@ class Wake:
         self.bells = _HungBells(self._changed)
         self._task: asyncio.Task[None] | None = None
         self._pubsub: Any = None
+        self._subscribing = asyncio.Lock()  # the driver takes a connection for each of two that come at once
+        self._failed = 0
 
     def watch(self, topics: Sequence[str]) -> Bell:
         """Hang up a bell, and listen."""
@@ -49,25 +55,30 @@ class Wake:
         if self.bells.hung and self._link.is_open and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._listen())
         elif self._pubsub is not None and self._channels() - self._pubsub.channels.keys():
-            task = asyncio.get_running_loop().create_task(self._subscribe(self._pubsub))
+            task = asyncio.get_running_loop().create_task(self._subscribe_more(self._pubsub))
             _keep(task)
 
     async def close(self) -> None:
         """Stop listening. Idempotent."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        while task is not None and not task.done():
+            task.cancel()  # again, where the driver swallowed it while it read
+            await asyncio.wait([task], timeout=0.2)
 
     def _channels(self) -> set[bytes]:
         channels = {self._wake.encode()}
         return channels | {self._ended.encode()} if self.bells.job_bells else channels
 
     async def _subscribe(self, pubsub: Any) -> None:
-        with suppress(*ERRORS, OSError):
+        async with self._subscribing:
             missing = self._channels() - pubsub.channels.keys()
             if missing:
                 await pubsub.subscribe(*sorted(missing))
+
+    async def _subscribe_more(self, pubsub: Any) -> None:
+        """Listen to what a new bell needs too; where that fails, the listening connection is made again anyway."""
+        with suppress(*ERRORS, OSError):
+            await self._subscribe(pubsub)
 
     async def _listen(self) -> None:
         """Listen until no bell has hung for a while; a lost connection is made again."""
@@ -84,14 +95,16 @@ class Wake:
                     with suppress(*ERRORS, OSError):
                         await client.aclose()
             if self.bells.hung:
-                await asyncio.sleep(CHANCE.uniform(0.0, RETRY_S_MAX))
+                doubled = min(max(0, self._failed - RETRIES_SOON), 16)
+                await asyncio.sleep(CHANCE.uniform(0.0, min(RETRY_S_MAX * 2**doubled, RETRY_S_LONGEST)))
+                self._failed += 1
 
     async def _hear(self, client: Any) -> None:
         pubsub = client.pubsub()
         self._pubsub = pubsub
         unanswered = False
         try:
-            await pubsub.subscribe(*sorted(self._channels()))
+            await self._subscribe(pubsub)
             while True:
                 hung = bool(self.bells.hung)
                 message = await pubsub.get_message(timeout=SILENCE_S if hung else LINGER_S)
@@ -112,12 +125,15 @@ class Wake:
     def _take(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "subscribe":
+            self._failed = 0
             self.bells.ring_all()  # what happened until now was not heard
         elif kind == "message":
-            rung = unpack(message["data"])
-            self.bells.ring(
-                [job_topic(job_id) for job_id in rung] if message["channel"] == self._ended.encode() else rung
-            )
+            try:
+                rung = unpack(message["data"])
+                ended = message["channel"] == self._ended.encode()
+                self.bells.ring([job_topic(job_id) for job_id in rung] if ended else rung)
+            except (msgspec.DecodeError, TypeError, AttributeError):
+                self.bells.ring_all()  # from somebody else: who waits looks, at worst in vain
 
 
 class _HungBells(Bells):

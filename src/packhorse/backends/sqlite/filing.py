@@ -50,7 +50,7 @@ def parse_url(url: str) -> Location:
             f"{url!r} names no file; use sqlite:///FILE (three slashes: relative, four: absolute), or memory:// "
             "for jobs that live in this process"
         )
-    if parts.netloc or parts.fragment or "\0" in name:
+    if not url.lower().startswith("sqlite://") or parts.netloc or parts.fragment or "\0" in name:
         raise ConfigurationError(
             f"{url!r} cannot be read; use sqlite:///FILE (three slashes: relative, four: absolute), and write # as %23"
         )
