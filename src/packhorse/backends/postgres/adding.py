@@ -167,8 +167,10 @@ def _check_room(tx: Tx, plan: Plan) -> Script[None]:
         if one.state == WAITING and one.spec.queue in capacities:
             plan.room[one.spec.queue] += plan.starts_at_once(one.spec)
     full = [queue for queue, count in plan.room.items() if queue in capacities and count > 0]
-    # One enqueue at a time counts and adds, else two would find the same room.
-    yield from tx.lock(*(tx.store.lock_key("room", queue) for queue in full))
+    # One enqueue at a time counts and adds, else two would find the same room. Not in a caller's transaction: until its
+    # commit nobody else could add anything to the queue. It may find room that another takes meanwhile.
+    if not tx.is_bound:
+        yield from tx.lock(*(tx.store.lock_key("room", queue) for queue in full))
     for queue in full:
         capacity, count = capacities[queue], plan.room[queue]
         pending = (yield from tx.ask(PENDING_UP_TO, queue, max(0, capacity - count) + 1))[0][0]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from ...chance import secret_hex
 from ...clock import SYSTEM_CLOCK, Clock
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, Unavailable
 from ...job import Claimed, JobRecord, JobSpec
 from ...limits import check_limit_change
 from ..base import (
@@ -47,7 +50,7 @@ from ..base import (
 )
 from ..bells import Bell
 from . import adding, arriving, binding, claiming, departing, keeping, limit_rows, looking, moving, schedules, steering
-from .connection import Connection, connect, parse_url
+from .connection import Connection, connect, is_lock_wait, parse_url
 from .grouping import ALONE, Grouping
 from .pool import Pool
 from .schema import check_schema, establish, migrate
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
     from ..checkup import Checkup
 
 T = TypeVar("T")
+
+log = logging.getLogger("packhorse.postgres")
 
 
 class PostgresBackend(Backend):
@@ -144,7 +149,7 @@ class PostgresBackend(Backend):
         try:
             return await action
         except Exception as error:
-            raise self._pool.explained(error) from error.__cause__
+            raise self._pool.explained(error)  # noqa: B904  # it names its cause
 
     def _payload(self, topics: Iterable[str]) -> str | None:
         return self._wake.payload(topics)
@@ -155,7 +160,7 @@ class PostgresBackend(Backend):
 
     # ---- running scripts -------------------------------------------------------------------------------
 
-    async def _run(self, script: Callable[[Tx], Script[T]]) -> T:
+    async def _run(self, script: Callable[[Tx], Script[T]], *, urgent: bool = False) -> T:
         """Run a script that moves jobs, then ring."""
         used: list[Tx] = []
 
@@ -163,7 +168,7 @@ class PostgresBackend(Backend):
             used.append(Tx(self._store, self._now_ms()))
             return script(used[-1])
 
-        answer = await self._pool.start(make)
+        answer = await self._pool.start(make, urgent=urgent)
         self._wake.ring(used[-1].topics, told=used[-1].told)
         return answer
 
@@ -226,13 +231,24 @@ class PostgresBackend(Backend):
         if plain:
             now_ms, topics = self._now_ms(), [job_topic(one.id) for one in plain]
             payload = self._wake.payload(topics)
-            settled, frees = await self._pool.start(lambda: moving.succeed(self._store, now_ms, plain, payload))
+            settled, frees = await self._pool.start(
+                lambda: moving.succeed(self._store, now_ms, plain, payload), urgent=True
+            )
             self._wake.ring(topics, told=payload is not None)
             if frees:
                 await self._ring_lanes()
         rest = [one for one in settlements if one.id not in settled]
-        verdicts = iter(await self._run(lambda tx: moving.settle(tx, rest)) if rest else ())
+        verdicts = iter(await self._settle(rest))
         return [Verdict.APPLIED if one.id in settled else next(verdicts) for one in settlements]
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> list[Verdict]:
+        """Settle in two steps: what waits for somebody's transaction keeps no others of the batch from their end."""
+        if len(settlements) < 2:
+            return await self._run(lambda tx: moving.settle(tx, settlements)) if settlements else []
+        found = await self._run(lambda tx: moving.settle_free(tx, settlements))
+        left = [one for one, verdict in zip(settlements, found, strict=True) if verdict is None]
+        rest = iter(await self._run(lambda tx: moving.settle(tx, left)) if left else ())
+        return [verdict or next(rest) for verdict in found]
 
     async def _ring_lanes(self) -> None:
         """A job of a limited type ended: ring the queues where others may start now."""
@@ -243,17 +259,28 @@ class PostgresBackend(Backend):
     async def heartbeat(self, worker: WorkerInfo, lease_ms: int, notes: Sequence[Note] = ()) -> Pulse:
         check_batch(notes)
         beat, now_ms = keeping.Beat(worker, lease_ms, tuple(notes)), self._now_ms()
-        return await self._pool.start(lambda: keeping.heartbeat(self._store, now_ms, beat))
+        return await self._pool.start(lambda: keeping.heartbeat(self._store, now_ms, beat), urgent=True)
 
     async def retire(self, worker: str, reason: str) -> int:
-        return await self._run(lambda tx: keeping.retire(tx, worker, reason))
+        return await self._run(lambda tx: keeping.retire(tx, worker, reason), urgent=True)
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
         check_limit(limit)
         tick, now_ms = keeping.Tick(limit, keep), self._now_ms()
-        ticked, topics = await self._pool.start(lambda: keeping.probe(self._store, now_ms, tick))
-        self._wake.ring(topics, told=False)
-        return ticked if ticked is not None else await self._run(lambda tx: keeping.tick(tx, tick))
+        probed = await self._pool.start(lambda: keeping.probe(self._store, now_ms, tick))
+        self._wake.ring(probed.topics, told=False)
+        if probed.ticked is not None:
+            return probed.ticked
+        done: dict[str, int] = {}
+        for name, part in keeping.PARTS.items():
+            if name in probed.todo:
+                try:
+                    done[name] = await self._run(lambda tx, part=part: part(tx, tick))  # type: ignore[misc]
+                except Unavailable as error:
+                    if not is_lock_wait(error):
+                        raise
+                    log.warning("a part of a tick is put off: %s", error)  # the next tick does it
+        return msgspec.structs.replace(await self._run(keeping.look_ahead), **done)
 
     async def fire(self, firings: Sequence[Firing]) -> list[Verdict]:
         check_batch(firings)
@@ -261,7 +288,26 @@ class PostgresBackend(Backend):
             check_specs(firing.specs, self.capabilities)
         if not firings:
             return []
-        return await self._run(lambda tx: schedules.fire(tx, firings))
+        if len({firing.name for firing in firings}) < len(firings):
+            return await self._run(lambda tx: schedules.fire(tx, firings))
+        # One that waits for a unique key keeps no others from firing.
+        alone = {firing.name for firing in firings if any(spec.unique is not None for spec in firing.specs)}
+        together = [firing for firing in firings if firing.name not in alone]
+        verdicts: dict[str, Verdict] = {}
+        failure: Unavailable | None = None
+        for group in (together, *([firing] for firing in firings if firing.name in alone)):
+            if group:
+                try:
+                    answers = await self._run(lambda tx, group=group: schedules.fire(tx, group))  # type: ignore[misc]
+                except Unavailable as error:
+                    if not is_lock_wait(error):
+                        raise
+                    failure = error
+                else:
+                    verdicts.update((firing.name, answer) for firing, answer in zip(group, answers, strict=True))
+        if failure is not None:
+            raise failure
+        return [verdicts[firing.name] for firing in firings]
 
     def watch(self, topics: Sequence[str]) -> Bell:
         return self._wake.watch(topics)

@@ -36,7 +36,13 @@ class Home(NamedTuple):
 _MAY_ASK = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE'), current_database()::text"
 #: Made with the files of a server, and the same on its standbys.
 _SERVER = "SELECT system_identifier::text FROM pg_control_system()"
-_HAS_TABLES = "SELECT to_regclass('packhorse.jobs') IS NOT NULL"
+# By the catalog: to_regclass raises an error without USAGE on the schema, and that would end the caller's transaction.
+_HAS_TABLES = """
+SELECT coalesce((
+    SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
+    WHERE n.nspname = $1::text AND c.relname = 'jobs'
+), FALSE)
+"""
 _ISOLATION = "SELECT current_setting('transaction_isolation')"
 
 
@@ -312,7 +318,7 @@ class PostgresBound(Bound):
             if is_elsewhere or home.database != join.home.database:
                 where = f"the database {home.database!r}" + (" of another server" if is_elsewhere else "")
                 raise InvalidOption(f"connection: it leads to {where}; the jobs are in {join.shown}, connect to that")
-            if not (await driver.fetch(Statement(join.store.sql(_HAS_TABLES))))[0][0]:
+            if not (await driver.fetch(Statement(_HAS_TABLES, (join.store.schema,))))[0][0]:
                 raise InvalidOption(
                     f"connection: its user sees no tables in the schema {join.store.schema}; grant it USAGE on the "
                     "schema and all rights on its tables and sequences"

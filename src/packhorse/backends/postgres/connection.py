@@ -169,6 +169,12 @@ def is_spoilt(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error) and error.sqlstate in _STATEMENT_LOST
 
 
+def is_lock_wait(error: BaseException) -> bool:
+    """Tell whether an explained error means that an open transaction of somebody holds what was wanted."""
+    cause = error.__cause__
+    return isinstance(cause, psycopg.Error) and cause.sqlstate == "55P03"
+
+
 def explain(error: BaseException, location: Location) -> BaseException:
     """Turn an error of the driver or server into one of ours that says what to do; others come back as they are."""
     if isinstance(error, TimeoutError):
@@ -194,6 +200,8 @@ def _explain(error: psycopg.Error, code: str, location: Location) -> PackhorseEr
     text = " ".join(str(error).split())[:300]
     if code in _DEADLOCK:
         return Unavailable(f"{shown}: others kept moving the same jobs; nothing of this call was done, try again")
+    if code in _STATEMENT_LOST:
+        return Unavailable(f"{shown}: its tables are being changed; nothing of this call was done, try again")
     if code == "55P03":
         return Unavailable(
             f"{shown}: an open transaction has held what this call needs for {_lock_ms(location) / 1000:g} s; "

@@ -83,6 +83,7 @@ def _drop_old(tx: Tx, state: int, until_ms: int, limit: int) -> Script[int]:
     dropped = 0
     if limit > 0:
         seqs = [seq for (seq,) in (yield from tx.ask(KEPT[state], until_ms, limit))]
+        seqs = yield from keys.not_held(tx, seqs)
         if seqs and tx.families:
             seqs = yield from _not_too_many(tx, seqs)
         yield from drop(tx, seqs)
@@ -142,11 +143,11 @@ def _drop_parents(tx: Tx, state: int, until_ms: int, limit: int) -> Script[int]:
     go_on: _Place = parents[-1][:3] if len(parents) == limit else _START
     if go_on != start:
         yield from tx.ask(_MARK, name, to_json(go_on).decode())
-    childless = [seq for *_, seq, child_state in parents if child_state is None]
-    childless += yield from _without_live_children(
-        tx, [seq for *_, seq, child_state in parents if child_state is not None and not lives(child_state)]
+    # Asked again now that they are locked: one may have been tied to such a parent meanwhile.
+    childless = yield from _without_live_children(
+        tx, [seq for *_, seq, child_state in parents if child_state is None or not lives(child_state)]
     )
-    childless = yield from _not_too_many(tx, childless)
+    childless = yield from _not_too_many(tx, (yield from keys.not_held(tx, childless)))
     yield from drop(tx, childless)
     return len(childless)
 

@@ -143,7 +143,10 @@ def start_over(tx: Tx, row: Row, delay_ms: int, ties: Ties | None) -> None:
 
 # ---- to be told of an end ----------------------------------------------------------------------------------
 
-UNTOLD = f"SELECT seq FROM packhorse.jobs WHERE state >= {SUCCEEDED} AND children = 1 ORDER BY seq LIMIT $1::bigint"
+UNTOLD = f"""
+SELECT seq FROM packhorse.jobs WHERE state >= {SUCCEEDED} AND children = 1 AND seq <> ALL($2::bigint[])
+ORDER BY seq LIMIT $1::bigint FOR NO KEY UPDATE SKIP LOCKED
+"""
 ANY_LEFT = f"""
 SELECT EXISTS (SELECT 1 FROM packhorse.jobs WHERE state >= {SUCCEEDED} AND children = 1)
     OR EXISTS (SELECT 1 FROM packhorse.revivals)
@@ -179,27 +182,29 @@ def serve(tx: Tx, limit: int = BATCH_MAX) -> Script[int]:
     return told
 
 
-def _serve(tx: Tx, limit: int) -> Script[int]:
+def _serve(tx: Tx, limit: int, held_up: set[int] | None = None) -> Script[int]:
     told = 0
     while tx.ended and told < limit:
         ended, tx.ended = tx.ended, []
-        told += yield from _tell(tx, ended, limit - told)
+        told += yield from _tell(tx, ended, limit - told, held_up)
     tx.ended.clear()
     return told
 
 
 def serve_the_rest(tx: Tx, limit: int) -> Script[int]:
-    """Tell children that earlier moves left over; answers how many, with those of jobs that ended in this one."""
-    told = yield from serve(tx, limit)
+    """Tell children that earlier moves left over; answers how many. Those that somebody has locked hear of it later."""
+    told = 0
+    held_up: set[int] = set()
     while told < limit:  # also where no edge is left: then there is nobody to tell, which is to be noted
-        tx.ended += [seq for (seq,) in (yield from tx.ask(UNTOLD, limit - told))]
+        tx.ended += [seq for (seq,) in (yield from tx.ask(UNTOLD, limit - told, sorted(held_up)))]
         if not tx.ended:
             break
-        told += yield from _serve(tx, limit - told)
+        told += yield from _serve(tx, limit - told, held_up)
     return told
 
 
-def _tell(tx: Tx, parents: Sequence[int], limit: int) -> Script[int]:
+def _tell(tx: Tx, parents: Sequence[int], limit: int, held_up: set[int] | None) -> Script[int]:
+    """Tell children of ended jobs. `held_up`: wait for nobody, and note the parents of children that are locked."""
     yield from tx.ask(LOCK_PARENTS, list(parents))
     edges = yield from tx.ask(TO_TELL, list(parents), limit + 1)
     more = len(edges) > limit
@@ -207,8 +212,15 @@ def _tell(tx: Tx, parents: Sequence[int], limit: int) -> Script[int]:
     through = {seq: state for seq, _, state, _ in edges}
     if more and edges:
         through.pop(edges[-1][0])  # perhaps not all of its children are among these
-        tx.ended += [seq for seq in parents if seq not in through]
-    rows = yield from load_by_seq(tx, {child for *_, child in edges if child is not None})
+    left = [seq for seq in parents if seq not in through] if more else []
+    children = {child for *_, child in edges if child is not None}
+    rows = yield from load_by_seq(tx, children, only_free=held_up is not None)
+    if held_up is not None:
+        held_up.update(seq for seq, _, _, child in edges if child is not None and child not in rows)
+        for seq in held_up:
+            through.pop(seq, None)
+        left = [seq for seq in left if seq not in held_up]
+    tx.ended += left
     told: list[tuple[int, int, int]] = []
     for seq, parent, state, child in edges:
         row = rows.get(child) if child is not None else None

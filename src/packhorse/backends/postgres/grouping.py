@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from ...errors import Unavailable
 from ...job import JobSpec
 from ..base import BATCH_MAX, Enqueued
+from .connection import is_lock_wait
 
 #: Larger calls go by themselves: nothing is gained by joining them.
 ALONE = 100
@@ -21,6 +23,7 @@ class Grouping:
         self._add = add
         self._waiting: list[tuple[Sequence[JobSpec], asyncio.Future[list[Enqueued] | None]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._apart: set[asyncio.Task[None]] = set()
 
     async def add(self, specs: Sequence[JobSpec]) -> list[Enqueued] | None:
         """Store plain jobs, together with what others want stored at the same time."""
@@ -32,8 +35,8 @@ class Grouping:
 
     async def finish(self) -> None:
         """Wait until all that was asked has been answered."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while self._task is not None or self._apart:
+            await asyncio.wait([*self._apart, *([self._task] if self._task is not None else [])])
 
     async def _work(self) -> None:
         try:
@@ -56,8 +59,15 @@ class Grouping:
         try:
             answers = await self._add([spec for specs, _ in group for spec in specs])
         except Exception as error:
-            if len(group) > 1 and not isinstance(error, ConnectionError):
-                for one in group:  # what fails for one harms no other
+            if len(group) > 1 and is_lock_wait(error):
+                # One of them waits for somebody's transaction: the others need not, nor who comes after.
+                for one in group:
+                    task = asyncio.get_running_loop().create_task(self._store([one]))
+                    self._apart.add(task)
+                    task.add_done_callback(self._apart.discard)
+                return
+            if len(group) > 1 and not isinstance(error, (Unavailable, ConnectionError)):
+                for one in group:  # what is refused to one is refused to no other
                     await self._store([one])
                 return
             for _, future in group:

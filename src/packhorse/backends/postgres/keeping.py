@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,7 +25,7 @@ from ..base import (
 from ..stored import CODES, PENDING, RUNNING, SCHEDULED, Row, read_token, to_json
 from . import dropping, families, schedules
 from .claiming import worker_number
-from .limit_rows import REMEMBER_LANES
+from .limit_rows import ANY_FORGOTTEN, REMEMBER_LANES
 from .placing import LOWEST, MARGIN_MS, columns
 from .reviving import revive
 from .rows import IS_RUNNING, IS_SCHEDULED, load_by_seq, save
@@ -82,9 +82,8 @@ def heartbeat(store: Store, now_ms: int | None, beat: Beat) -> Script[Pulse]:
     """Renew a lease, keep notes of what it still holds, and answer what that is."""
     worker = beat.worker
     number = worker_number(worker.id)
-    ahead = [
-        Statement(store.sql(_BEAT), (number, worker.id, to_json(worker).decode(), now_ms, beat.lease_ms)),
-    ]
+    lease = Statement(store.sql(_BEAT), (number, worker.id, to_json(worker).decode(), now_ms, beat.lease_ms), last=True)
+    ahead: list[Statement] = []
     notes: dict[tuple[str, int], tuple[float | None, bytes | None]] = {}
     steps: dict[tuple[str, int, str], bytes] = {}
     for note in beat.notes:
@@ -103,6 +102,9 @@ def heartbeat(store: Store, now_ms: int | None, beat: Beat) -> Script[Pulse]:
         ahead.append(Statement(store.sql(_NOTE), tuple(columns((*name, *said) for name, said in notes.items()))))
     if steps:
         ahead.append(Statement(store.sql(_STEP), tuple(columns((*name, result) for name, result in steps.items()))))
+        yield lease  # at once, for a step may have to wait for somebody's transaction
+    else:
+        ahead.insert(0, lease)
     held = yield Statement(store.sql(HELD), (number,), ahead=tuple(ahead), last=True)
     return Pulse(
         held={job_id: token for job_id, token, _, _ in held},
@@ -136,8 +138,11 @@ def _seq_of_held(row: tuple[Any, ...]) -> int:
 
 
 def _lapse(tx: Tx, held: Sequence[tuple[int, int, int]], reason: str) -> Script[int]:
-    """Take jobs (seq, worker, token) from their worker, those that still run under that very token once locked."""
-    rows = yield from load_by_seq(tx, [seq for seq, _, _ in held])
+    """Take jobs (seq, worker, token) from their worker, those that still run under that very token once locked.
+
+    Those that somebody's open transaction has locked are left to a later tick.
+    """
+    rows = yield from load_by_seq(tx, [seq for seq, _, _ in held], only_free=True)
     lapsed = 0
     for seq, worker, token in held:
         row = rows.get(seq)
@@ -205,13 +210,13 @@ SELECT w.no FROM packhorse.workers AS w WHERE NOT coalesce((
     SELECT l.end_at_ms > {now_ms} FROM packhorse.leases AS l WHERE l.worker = w.no ORDER BY l.no DESC LIMIT 1
 ), FALSE)
 """
-# Again in the statement that writes: it may have sent a heartbeat.
+_ENDED = f"""{_ENDED_LEASES.format(now_ms="$1::bigint")} AND NOT EXISTS (
+    SELECT 1 FROM packhorse.jobs AS j WHERE j.state = {RUNNING} AND j.worker = w.no
+)"""
+# Asked again in the statement that writes, once they are locked: one may have sent a heartbeat.
+_LOCK_ENDED = f"{_ENDED} FOR UPDATE OF w SKIP LOCKED"
 _FORGET = f"""
-WITH ended AS MATERIALIZED (
-    {_ENDED_LEASES.format(now_ms="$1::bigint")} AND NOT EXISTS (
-        SELECT 1 FROM packhorse.jobs AS j WHERE j.state = {RUNNING} AND j.worker = w.no
-    ) FOR UPDATE OF w SKIP LOCKED
-), gone AS (
+WITH ended AS MATERIALIZED ({_ENDED} AND w.no = ANY($2::bigint[])), gone AS (
     DELETE FROM packhorse.leases AS l USING ended WHERE l.worker = ended.no
 )
 DELETE FROM packhorse.workers AS w USING ended WHERE w.no = ended.no
@@ -228,25 +233,31 @@ WITH facts AS MATERIALIZED (SELECT {NOW.format("$1")} AS now_ms)
 SELECT f.now_ms, {_NEXT_JOB}, {_NEXT_OPENING},
     (SELECT min(wants_at_ms) FROM packhorse.schedules WHERE wants_at_ms IS NOT NULL),
     EXISTS ({_WANTS_FLOORS.format(now_ms="f.now_ms", ms=_FLOORS_MS)}),
-    EXISTS ({_HOLDERS.format(now_ms="f.now_ms")}) OR EXISTS ({_ENDED_LEASES.format(now_ms="f.now_ms")})
-    OR (SELECT seq FROM packhorse.jobs WHERE state >= 5 AND children = 1 ORDER BY seq LIMIT 1) IS NOT NULL
-    OR EXISTS (SELECT 1 FROM packhorse.revivals)
-    OR {dropping.ANY_OLD.replace("$1::bigint", "f.now_ms")}
-    OR NOT EXISTS (SELECT 1 FROM packhorse.limited) AND (
-        SELECT seq FROM packhorse.jobs WHERE state = {PENDING} AND lane IS NOT NULL ORDER BY queue, lane LIMIT 1
-    ) IS NOT NULL
+    EXISTS ({_HOLDERS.format(now_ms="f.now_ms")}) OR EXISTS ({_ENDED_LEASES.format(now_ms="f.now_ms")}),
+    {dropping.ANY_OLD.replace("$1::bigint", "f.now_ms")},
+    (SELECT seq FROM packhorse.jobs WHERE state >= 5 AND children = 1 ORDER BY seq LIMIT 1) IS NOT NULL
+    OR EXISTS (SELECT 1 FROM packhorse.revivals),
+    {ANY_FORGOTTEN}
 FROM facts AS f
 """
 
 
-def probe(store: Store, now_ms: int | None, tick: Tick) -> Script[tuple[Ticked | None, set[str]]]:
-    """Find out whether a tick has anything to do, and do what is small; answers what it says, and what to ring.
+class Probed(NamedTuple):
+    """What a tick has to do: the parts of `PARTS`, and what to ring. `ticked`: all has been done."""
 
-    None: there is more to do. Rates that open are small: they do so many times a second, and tokens are lost meanwhile.
+    ticked: Ticked | None
+    todo: frozenset[str]
+    topics: set[str]
+
+
+def probe(store: Store, now_ms: int | None, tick: Tick) -> Script[Probed]:
+    """Find out what a tick has to do, and do what is small.
+
+    Rates that open are small: they do so many times a second, and tokens are lost meanwhile.
     """
     keep = [keep_ms for _, keep_ms in dropping.kept_ms(tick.keep)]
     rows = yield Statement(store.sql(PROBE), (now_ms, *keep), last=True)
-    at_ms, due_at_ms, opens_at_ms, wants_at_ms, floors, busy = rows[0]
+    at_ms, due_at_ms, opens_at_ms, wants_at_ms, floors, dead, old, untold, forgotten = rows[0]
     topics: set[str] = set()
     if floors:
         yield Statement(store.sql(FLOORS), (at_ms,), last=True)
@@ -255,9 +266,17 @@ def probe(store: Store, now_ms: int | None, tick: Tick) -> Script[tuple[Ticked |
         topics = {queue_topic(queue) for (queue,) in opened}
         forget = Statement(store.sql(_FORGET_FULL), (at_ms * 1_000_000,))
         opens_at_ms = (yield Statement(f"SELECT {store.sql(_NEXT_OPENING)}", (), ahead=(forget,), last=True))[0][0]
-    if busy or any(instant is not None and instant <= at_ms for instant in (due_at_ms, wants_at_ms)):
-        return None, topics
-    return Ticked(next_due_ms=_in_ms(at_ms, due_at_ms, opens_at_ms, wants_at_ms), now_ms=at_ms), topics
+    todo = {
+        "promoted": due_at_ms is not None and due_at_ms <= at_ms,
+        "lapsed": dead,
+        "dropped": old or dead,  # what lapses may be kept for no time,
+        "freed": untold or dead,  # or have children
+    }
+    found = frozenset(name for name, is_wanted in todo.items() if is_wanted)
+    if found or forgotten or (wants_at_ms is not None and wants_at_ms <= at_ms):
+        return Probed(None, found, topics)
+    ticked = Ticked(next_due_ms=_in_ms(at_ms, due_at_ms, opens_at_ms, wants_at_ms), now_ms=at_ms)
+    return Probed(ticked, found, topics)
 
 
 DUE = f"""
@@ -315,33 +334,15 @@ FROM old WHERE o.queue = old.queue AND o.priority = old.priority
 """
 
 
-def tick(tx: Tx, tick: Tick) -> Script[Ticked]:
-    """Move time on, at most `limit` jobs of each kind."""
+def look_ahead(tx: Tx) -> Script[Ticked]:
+    """Answer what the next tick has to do, and when. The last part of a tick."""
     yield from tx.begin()
-    now_ms, limit = tx.now_ms, tick.limit
-    promoted = yield from _promote(tx, limit)
-    yield from _ring_opened(tx)
-    lapsed = yield from _lapse_the_dead(tx, limit)
-    yield from tx.ask(_FORGET, now_ms)
-    dropped = yield from dropping.drop_old(tx, tick.keep, limit)
-    freed = yield from families.serve_the_rest(tx, limit)
-    if tx.families:
-        freed += yield from revive(tx, limit=limit - freed)
     more = (yield from tx.ask(families.ANY_LEFT))[0][0]
     yield from tx.ask(REMEMBER_LANES)
-    tx.topics.discard(DUE_TOPIC)  # `next_due_ms` says it
-    due_at_ms = now_ms if more else (yield from tx.ask(f"SELECT {NEXT_DUE}"))[0][0]
+    due_at_ms = tx.now_ms if more else (yield from tx.ask(f"SELECT {NEXT_DUE}"))[0][0]
     wanting, wants_at_ms = yield from schedules.planned(tx, SCHEDULES_A_TICK)
     yield from tx.finish()
-    return Ticked(
-        promoted=promoted,
-        lapsed=lapsed,
-        dropped=dropped,
-        freed=freed,
-        next_due_ms=_in_ms(now_ms, due_at_ms, wants_at_ms),
-        now_ms=now_ms,
-        schedules=wanting,
-    )
+    return Ticked(next_due_ms=_in_ms(tx.now_ms, due_at_ms, wants_at_ms), now_ms=tx.now_ms, schedules=wanting)
 
 
 def _in_ms(now_ms: int, *instants: int | None) -> int | None:
@@ -349,7 +350,20 @@ def _in_ms(now_ms: int, *instants: int | None) -> int | None:
     return max(0, min(known) - now_ms) if known else None
 
 
-def _promote(tx: Tx, limit: int) -> Script[int]:
+def _promote(tx: Tx, tick: Tick) -> Script[int]:
+    yield from tx.begin()
+    promoted = yield from _promote_due(tx, tick.limit)
+    yield from _ring_opened(tx)
+    yield from _finish(tx)
+    return promoted
+
+
+def _finish(tx: Tx) -> Script[None]:
+    tx.topics.discard(DUE_TOPIC)  # `next_due_ms` says it
+    yield from tx.finish()
+
+
+def _promote_due(tx: Tx, limit: int) -> Script[int]:
     due = yield from tx.ask(DUE, tx.now_ms, limit)
     if not due:
         return 0
@@ -368,19 +382,57 @@ def _ring_opened(tx: Tx) -> Script[None]:
         yield from tx.ask(_FORGET_FULL, tx.now_ms * 1_000_000)
 
 
-_LOCK_WORKERS = "SELECT no FROM packhorse.workers WHERE no = ANY($1::bigint[]) ORDER BY no FOR UPDATE"
+# Those that exist and somebody has locked: their heartbeat is under way.
+_BEATING = """
+WITH free AS MATERIALIZED (
+    SELECT no FROM packhorse.workers WHERE no = ANY($1::bigint[]) ORDER BY no FOR UPDATE SKIP LOCKED
+)
+SELECT no FROM packhorse.workers WHERE no = ANY($1::bigint[]) AND no NOT IN (SELECT no FROM free)
+"""
 
 
-def _lapse_the_dead(tx: Tx, limit: int) -> Script[int]:
+def _lapse_the_dead(tx: Tx, tick: Tick) -> Script[int]:
+    yield from tx.begin()
     workers = [worker for (worker,) in (yield from tx.ask(HOLDERS, tx.now_ms))]
     held: list[tuple[int, int, int]] = []
     for worker in workers:
-        if len(held) < limit:
-            held += yield from tx.ask(_HELD_BY, worker, limit - len(held))
-    if not held:
-        return 0
-    # Asked again once the row that a heartbeat writes is locked: either we see the new lease, or it sees what we took.
-    yield from tx.ask(_LOCK_WORKERS, workers)
-    dead = {worker for (worker,) in (yield from tx.ask(HOLDERS, tx.now_ms))}
-    held = [one for one in held if one[1] in dead]
-    return (yield from _lapse(tx, held, "the lease of the worker ran out"))
+        if len(held) < tick.limit:
+            held += yield from tx.ask(_HELD_BY, worker, tick.limit - len(held))
+    lapsed = 0
+    if held:
+        # Asked again once the row that a heartbeat writes is locked: either we see the new lease, or it sees what we
+        # took.
+        beating = {worker for (worker,) in (yield from tx.ask(_BEATING, workers))}
+        dead = {worker for (worker,) in (yield from tx.ask(HOLDERS, tx.now_ms))} - beating
+        lapsed = yield from _lapse(tx, [one for one in held if one[1] in dead], "the lease of the worker ran out")
+    ended = [worker for (worker,) in (yield from tx.ask(_LOCK_ENDED, tx.now_ms))]
+    if ended:
+        yield from tx.ask(_FORGET, tx.now_ms, ended)
+    yield from _finish(tx)
+    return lapsed
+
+
+def _drop(tx: Tx, tick: Tick) -> Script[int]:
+    yield from tx.begin()
+    dropped = yield from dropping.drop_old(tx, tick.keep, tick.limit)
+    yield from _finish(tx)
+    return dropped
+
+
+def _serve(tx: Tx, tick: Tick) -> Script[int]:
+    yield from tx.begin()
+    freed = yield from families.serve_the_rest(tx, tick.limit)
+    if tx.families:
+        freed += yield from revive(tx, limit=tick.limit - freed)
+    yield from _finish(tx)
+    return freed
+
+
+#: The parts of a tick, at most `limit` jobs each, by the field of Ticked that they count in. Each is a transaction of
+#: its own, so that what keeps one of them up undoes nothing of the others.
+PARTS: dict[str, Callable[[Tx, Tick], Script[int]]] = {
+    "promoted": _promote,
+    "lapsed": _lapse_the_dead,
+    "dropped": _drop,
+    "freed": _serve,
+}

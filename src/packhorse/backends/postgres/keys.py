@@ -35,6 +35,17 @@ DELETE FROM packhorse.keys AS k USING packhorse.jobs AS j
 WHERE j.seq = ANY($1::bigint[]) AND j.unique_key IS NOT NULL
     AND k.queue = j.queue AND k.key = j.unique_key AND k.holder = j.seq
 """
+# Of jobs that are about to be dropped, those whose key somebody's open transaction is taking over.
+_HELD = """
+WITH mine AS MATERIALIZED (
+    SELECT k.no, j.seq FROM packhorse.jobs AS j
+    JOIN packhorse.keys AS k ON k.queue = j.queue AND k.key = j.unique_key AND k.holder = j.seq
+    WHERE j.seq = ANY($1::bigint[]) AND j.unique_key IS NOT NULL
+), free AS MATERIALIZED (
+    SELECT k.no FROM packhorse.keys AS k WHERE k.no IN (SELECT no FROM mine) FOR UPDATE SKIP LOCKED
+)
+SELECT seq FROM mine WHERE no NOT IN (SELECT no FROM free)
+"""
 
 
 def lock(tx: Tx, slots: Iterable[Slot]) -> Script[None]:
@@ -76,6 +87,12 @@ def take(tx: Tx, slots: Iterable[tuple[str, str, str]]) -> Script[None]:
 def leave(tx: Tx, queue: str, key: str, seq: int) -> Script[None]:
     """Let a job go from the key of a queue that it leaves."""
     yield from tx.ask(_LEAVE, queue, key, seq)
+
+
+def not_held(tx: Tx, seqs: Sequence[int]) -> Script[list[int]]:
+    """Lock the keys of jobs that are about to be dropped; answers the jobs whose key nobody else has locked."""
+    held = {seq for (seq,) in (yield from tx.ask(_HELD, list(seqs)))} if seqs else set()
+    return [seq for seq in seqs if seq not in held]
 
 
 def free(tx: Tx, seqs: Sequence[int]) -> Script[None]:

@@ -115,7 +115,7 @@ def tidy(tx: Tx) -> Script[None]:
 
 # A job may have been stored in a lane by a transaction that began before the type was forgotten. One step in the index
 # for each type of each queue.
-REMEMBER_LANES = f"""
+_FOUND = f"""
 WITH RECURSIVE found (queue, lane) AS (
     (SELECT queue, lane FROM packhorse.jobs WHERE state = {PENDING} AND lane IS NOT NULL ORDER BY queue, lane LIMIT 1)
     UNION ALL
@@ -126,6 +126,13 @@ WITH RECURSIVE found (queue, lane) AS (
         ORDER BY queue, lane LIMIT 1
     ) AS n
 )
+"""
+ANY_FORGOTTEN = f"""EXISTS (
+    {_FOUND} SELECT 1 FROM found
+    WHERE NOT EXISTS (SELECT 1 FROM packhorse.limited AS t WHERE t.type = split_part(found.lane, ':', 1))
+)"""
+REMEMBER_LANES = f"""
+{_FOUND}
 INSERT INTO packhorse.limited (type, live, by_key, in_lanes)
 SELECT DISTINCT split_part(lane, ':', 1), FALSE, FALSE, TRUE FROM found
 ON CONFLICT DO NOTHING

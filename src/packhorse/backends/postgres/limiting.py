@@ -25,6 +25,8 @@ _LANES = 64
 _DEPTH = 16
 #: Jobs moved into their lanes by one claim, where limits were set after they were enqueued: about 80 ms of work.
 _SIFT_MAX = 10_000
+#: How often one claim puts lanes in order before it takes what there is.
+_ROUNDS_MAX = 20
 
 
 class Place(NamedTuple):
@@ -35,6 +37,7 @@ class Place(NamedTuple):
     type: str
     key: str | None
     lane: str | None
+    priority: int
 
 
 class _Lane(NamedTuple):
@@ -80,18 +83,18 @@ ORDER BY n.head, n.lane
 # and the best of some lanes, so many of each. Locked: what is cancelled meanwhile, or enqueued by nobody yet, is not
 # here.
 OPEN_PLACES = f"""
-SELECT j.seq, j.rank, j.type, j.key, j.lane
+SELECT j.seq, j.rank, j.type, j.key, j.lane, j.priority
 FROM generate_series(0, 9) AS p (priority) CROSS JOIN (SELECT $1::text AS queue) AS q CROSS JOIN LATERAL (
-    SELECT j.seq, j.rank, j.type, j.key, j.lane FROM packhorse.jobs AS j
+    SELECT j.seq, j.rank, j.type, j.key, j.lane, j.priority FROM packhorse.jobs AS j
     WHERE j.state = {PENDING} AND j.lane IS NULL AND j.queue = q.queue AND j.priority = p.priority
         AND j.rank >= {FLOOR.format(now_ms="$3::bigint")}
     ORDER BY j.rank, j.seq LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED
 ) AS j ORDER BY j.rank, j.seq LIMIT $2::bigint
 """
 LANE_PLACES = f"""
-SELECT j.seq, j.rank, j.type, j.key, j.lane
+SELECT j.seq, j.rank, j.type, j.key, j.lane, j.priority
 FROM unnest($2::text[]) AS m (lane) CROSS JOIN LATERAL (
-    SELECT j.seq, j.rank, j.type, j.key, j.lane FROM packhorse.jobs AS j
+    SELECT j.seq, j.rank, j.type, j.key, j.lane, j.priority FROM packhorse.jobs AS j
     WHERE j.state = {PENDING} AND j.lane IS NOT NULL AND j.queue = $1::text AND j.lane = m.lane
     ORDER BY j.rank, j.seq LIMIT $3::bigint FOR NO KEY UPDATE SKIP LOCKED
 ) AS j
@@ -129,9 +132,13 @@ WITH seen AS MATERIALIZED (
     SELECT l.lane, {_HEAD} AS head FROM packhorse.lanes AS l WHERE l.queue = $1::text AND l.lane = ANY($2::text[])
 ), gone AS (
     DELETE FROM packhorse.lanes AS l USING seen WHERE l.queue = $1::text AND l.lane = seen.lane AND seen.head IS NULL
+    RETURNING 1
+), moved AS (
+    UPDATE packhorse.lanes AS l SET head = seen.head FROM seen
+    WHERE l.queue = $1::text AND l.lane = seen.lane AND seen.head IS NOT NULL AND l.head <> seen.head
+    RETURNING 1
 )
-UPDATE packhorse.lanes AS l SET head = seen.head FROM seen
-WHERE l.queue = $1::text AND l.lane = seen.lane AND seen.head IS NOT NULL AND l.head <> seen.head
+SELECT EXISTS (SELECT 1 FROM gone) OR EXISTS (SELECT 1 FROM moved)
 """
 _FILL = """
 INSERT INTO packhorse.buckets (type, key, full_at_ns) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
@@ -158,6 +165,8 @@ class Choice:
         self._heads: dict[str, int] = {}
         self._running: dict[str, int] = {}
         self._cut = False  # there are lanes that were not looked at
+        self._held: set[str] = set()  # lanes whose jobs are all locked by others
+        self._rounds = 0  # how often heads were put right
         self._depth = 0  # jobs of a lane to look at; 0: as many as seem right
         self.untidy = False  # there are lanes of limits that are gone
         self._sifted = 0
@@ -263,7 +272,7 @@ class Choice:
                 running = self._running.get(lane.lane, 0)
                 own = self._lanes[lane.lane] = Gate((job_type, lane.key), lane.rule, running, self._tx.now_ms)
                 self._heads[lane.lane] = lane.head
-                if own.room > 0:
+                if own.room > 0 and lane.lane not in self._held:
                     rooms.append((lane.lane, min(own.room, most)))
             if len(lanes) < _LANES:
                 break
@@ -288,6 +297,8 @@ class Choice:
             move.append((place.seq, lane))
             if lane is not None:
                 self._tx.places.show(self._queue, lane, place.type, place.rank)
+            else:
+                self._tx.places.open(self._queue, place.priority, place.rank)
         if move:
             yield from self._tx.ask(_SIFT, *columns(move))
             yield from self._tx.places.write()
@@ -295,19 +306,29 @@ class Choice:
         return stay
 
     def _put_heads_right(self, found: Sequence[Place]) -> Script[bool]:
-        """Line lanes up anew whose best job is worse than they promised; answers whether there were any."""
+        """Line lanes up anew whose best job is worse than they promised; answers whether that changed anything.
+
+        A best job that somebody else has locked is still the best, so its lane stays where it is. A lane that has only
+        such jobs is left out from then on, so that those behind it get their turn.
+        """
+        if self._rounds >= _ROUNDS_MAX:
+            return False
+        self._rounds += 1
         best: dict[str, int] = {}
         for place in found:
             if place.lane is not None:
                 best[place.lane] = min(place.rank, best.get(place.lane, place.rank))
-        shown = (lane for lane, gate in self._lanes.items() if gate.room > 0)
+        shown = (lane for lane, gate in self._lanes.items() if gate.room > 0 and lane not in self._held)
         wrong = sorted(lane for lane in shown if best.get(lane) != self._heads[lane])
-        yield from self._line_up(wrong)
-        return bool(wrong)
+        if (yield from self._line_up(wrong)):
+            return True
+        held = set(wrong) - set(best)
+        self._held |= held
+        return bool(held)
 
-    def _line_up(self, lanes: Sequence[str]) -> Script[None]:
-        if lanes:
-            yield from self._tx.ask(_LINE_UP, self._queue, list(lanes))
+    def _line_up(self, lanes: Sequence[str]) -> Script[bool]:
+        """Put each lane where its best job is; answers whether any was elsewhere."""
+        return bool(lanes) and bool((yield from self._tx.ask(_LINE_UP, self._queue, list(lanes)))[0][0])
 
     def _use(self) -> Script[None]:
         """Write down what the starts used, which lanes sleep, and when the queue is worth another look."""

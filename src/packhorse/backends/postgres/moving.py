@@ -70,13 +70,26 @@ def succeed(
 
 def settle(tx: Tx, settlements: Sequence[Settlement]) -> Script[list[Verdict]]:
     """End attempts of any kind, one after the other on the rows in memory, then written at once."""
+    verdicts = yield from _settle(tx, settlements, only_free=False)
+    return [verdict or Verdict.STALE for verdict in verdicts]
+
+
+def settle_free(tx: Tx, settlements: Sequence[Settlement]) -> Script[list[Verdict | None]]:
+    """Settle what nobody else has locked; None: it was locked, or is not there."""
+    return (yield from _settle(tx, settlements, only_free=True))
+
+
+def _settle(tx: Tx, settlements: Sequence[Settlement], *, only_free: bool) -> Script[list[Verdict | None]]:
     yield from tx.begin()
-    rows = yield from load_by_id(tx, {settlement.id for settlement in settlements})
-    verdicts = []
+    rows = yield from load_by_id(tx, {settlement.id for settlement in settlements}, only_free=only_free)
+    verdicts: list[Verdict | None] = []
     for settlement in settlements:
         row = rows.get(settlement.id)
+        if row is None:
+            verdicts.append(None)
+            continue
         token = read_token(settlement.token)
-        if row is None or token is None or row.state != RUNNING or row.token != token:
+        if token is None or row.state != RUNNING or row.token != token:
             verdicts.append(Verdict.STALE)
             continue
         _apply(tx, row, settlement)

@@ -123,6 +123,11 @@ class Places:
         if known is None or place < known:
             self._late[queue, priority] = place
 
+    def open(self, queue: str, priority: int, place: int) -> None:
+        """Note a job that leaves its lane with the rank it has, for claims to find it where they no longer look."""
+        if place - priority * AGEING_MS < self._tx.now_ms - _LATE_MS:
+            self._note_late(queue, priority, place)
+
     def show(self, queue: str, lane: str, job_type: str, place: int) -> None:
         """Note a job in a lane; only lanes by key are kept account of, there is one other for each type."""
         if lane[-1] == ":" and len(lane) == len(job_type) + 1:

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import pq
 
 from ...chance import CHANCE
+from ...clock import SYSTEM_CLOCK
 from ...errors import ConfigurationError, PackhorseError
 from .connection import (
     LOCAL_SETTINGS,
@@ -38,6 +39,8 @@ TRIES_MAX = 8
 _PAUSE_MS = 5.0
 #: What the client waits longer than the server is told to.
 _GRACE_MS = 2_000
+#: A connection that was not needed for so long is closed when another is given back: who does little keeps one.
+_IDLE_MS = 5_000
 
 # Whatever the database's default is: what waited for a lock has to see what the other one did.
 _BEGIN = Statement("BEGIN ISOLATION LEVEL READ COMMITTED")
@@ -48,8 +51,9 @@ class Pool:
 
     def __init__(self, location: Location) -> None:
         self.location = location
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, int]] = []  # and since when, the longest first
         self._slots = asyncio.Semaphore(location.pool)
+        self._urgent = asyncio.Semaphore(1)
         self._open = False
         self._pid = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -72,10 +76,19 @@ class Pool:
         while self._tasks:
             await asyncio.wait(list(self._tasks), timeout=self._step_s)
         while self._idle:
-            await self._idle.pop().close()
+            await self._idle.pop()[0].close()
 
-    def start(self, script: Callable[[], Script[T]], abandoned: Callable[[T], None] | None = None) -> asyncio.Future[T]:
-        """Run a script in a task of its own; `abandoned` is told its answer where the caller went away meanwhile."""
+    def start(
+        self,
+        script: Callable[[], Script[T]],
+        abandoned: Callable[[T], None] | None = None,
+        *,
+        urgent: bool = False,
+    ) -> asyncio.Future[T]:
+        """Run a script in a task of its own; `abandoned` is told its answer where the caller went away meanwhile.
+
+        What is `urgent` has one connection beyond the others, so that no call that waits for a lock delays it.
+        """
         if not self._open:
             raise ConfigurationError("this backend is not open; call open() first")
         if os.getpid() != self._pid:
@@ -83,7 +96,7 @@ class Pool:
                 "this backend was opened before the process forked, and connections cannot be shared; make a new one "
                 "in the child"
             )
-        task = asyncio.get_running_loop().create_task(self.run(script))
+        task = asyncio.get_running_loop().create_task(self.run(script, urgent=urgent))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         outer = asyncio.shield(task)
@@ -91,9 +104,9 @@ class Pool:
             task.add_done_callback(lambda done: _tell(done, outer, abandoned))
         return outer
 
-    async def run(self, script: Callable[[], Script[T]]) -> T:
+    async def run(self, script: Callable[[], Script[T]], *, urgent: bool = False) -> T:
         """Run a script here; raises errors of ours."""
-        async with self._slots:
+        async with self._urgent if urgent else self._slots:
             for tries in range(TRIES_MAX):
                 db: Connection | None = None
                 try:
@@ -105,7 +118,7 @@ class Pool:
                     if db is not None:
                         await self._recover(db, error)
                     if not isinstance(error, Again) and not is_collision(error):
-                        raise self.explained(error) from error.__cause__
+                        raise self.explained(error)  # noqa: B904  # it names its cause
                     if tries == TRIES_MAX - 1:
                         raise explain(_collision(error), self.location) from error
                 await asyncio.sleep(CHANCE.uniform(0, _PAUSE_MS * (tries + 1)) / 1000)
@@ -117,7 +130,7 @@ class Pool:
 
     async def _take(self) -> Connection:
         while self._idle:
-            db = self._idle.pop()
+            db, _ = self._idle.pop()
             if not db.closed and not _has_news(db):
                 return db
             await _close(db)
@@ -125,15 +138,24 @@ class Pool:
             return await connect(self.location)
 
     def _give(self, db: Connection) -> None:
-        if self._open:
-            self._idle.append(db)
-        else:
-            task = asyncio.get_running_loop().create_task(db.close())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if not self._open:
+            self._leave(db)
+            return
+        now_ms = SYSTEM_CLOCK.boot_ms()
+        while self._idle and now_ms - self._idle[0][1] > _IDLE_MS:
+            self._leave(self._idle.pop(0)[0])
+        self._idle.append((db, now_ms))
+
+    def _leave(self, db: Connection) -> None:
+        task = asyncio.get_running_loop().create_task(_close(db))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _recover(self, db: Connection, error: BaseException) -> None:
         """After an error: only a connection that is known to be out of any transaction is used again."""
+        if is_spoilt(error):  # then the others are too
+            while self._idle:
+                self._leave(self._idle.pop()[0])
         if isinstance(error, (TimeoutError, asyncio.CancelledError)) or db.closed or is_spoilt(error):
             await _close(db)
             return
@@ -180,8 +202,10 @@ class _Run:
         commits = first and statement.last
         if first and self._local is not None:
             ahead.insert(0, self._local)
-        if first and not commits:
-            ahead.insert(0, _BEGIN)  # else what goes in one message is one transaction
+        # What goes in one message is one transaction; behind a pooler of an isolation that others have set.
+        is_whole = commits and self._local is not None
+        if first and (not commits or is_whole):
+            ahead.insert(0, _BEGIN)
         with _deadline(self._db, self._step_s):
             if not ahead:
                 return await _execute(self._db, statement)
@@ -189,6 +213,8 @@ class _Run:
                 for one in ahead:
                     await self._db.execute(one.sql, one.params or None)
                 cursor = await self._db.execute(statement.sql, statement.params or None, binary=True)
+                if is_whole:
+                    await self._db.execute("COMMIT")
         self._is_begun = not commits
         return await cursor.fetchall() if cursor.description else []
 

@@ -26,10 +26,12 @@ j.errors, j.parents, j.waiting_for, j.after_failed, j.held_by
 LOAD_BY_SEQ = f"""
 SELECT {_COLUMNS} FROM packhorse.jobs AS j WHERE j.seq = ANY($1::bigint[]) ORDER BY j.seq FOR NO KEY UPDATE
 """
+LOAD_FREE = f"{LOAD_BY_SEQ.rstrip()} SKIP LOCKED"
 LOAD_BY_ID = f"""
 SELECT {_COLUMNS} FROM packhorse.jobs AS j WHERE j.id = ANY($1::text[]) AND j.state < {ABSENT} ORDER BY j.seq
     FOR NO KEY UPDATE
 """
+LOAD_FREE_BY_ID = f"{LOAD_BY_ID.rstrip()} SKIP LOCKED"
 
 
 def askable(ids: Iterable[str]) -> list[str]:
@@ -37,20 +39,23 @@ def askable(ids: Iterable[str]) -> list[str]:
     return [job_id for job_id in ids if "\0" not in job_id]
 
 
-def load_by_seq(tx: Tx, seqs: Iterable[int]) -> Script[dict[int, Row]]:
-    """Lock and read rows by seq; those that are not there are not in the answer."""
+def load_by_seq(tx: Tx, seqs: Iterable[int], *, only_free: bool = False) -> Script[dict[int, Row]]:
+    """Lock and read rows by seq; those that are not there are not in the answer.
+
+    `only_free`: nor those that somebody else has locked.
+    """
     wanted = list(seqs)
     if not wanted:
         return {}
-    return {row.seq: row for row in (yield from _load(tx, LOAD_BY_SEQ, wanted))}
+    return {row.seq: row for row in (yield from _load(tx, LOAD_FREE if only_free else LOAD_BY_SEQ, wanted))}
 
 
-def load_by_id(tx: Tx, ids: Iterable[str]) -> Script[dict[str, Row]]:
-    """Lock and read rows by id; those that are not there are not in the answer."""
+def load_by_id(tx: Tx, ids: Iterable[str], *, only_free: bool = False) -> Script[dict[str, Row]]:
+    """Lock and read rows by id; as `load_by_seq`."""
     wanted = askable(ids)
     if not wanted:
         return {}
-    return {row.id: row for row in (yield from _load(tx, LOAD_BY_ID, wanted))}
+    return {row.id: row for row in (yield from _load(tx, LOAD_FREE_BY_ID if only_free else LOAD_BY_ID, wanted))}
 
 
 def _load(tx: Tx, sql: str, wanted: Sequence[int] | Sequence[str]) -> Script[list[Row]]:

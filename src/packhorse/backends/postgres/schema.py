@@ -77,9 +77,9 @@ async def migrate(db: Connection, store: Store, location: Location) -> int:
     """
     for number, script in migrations():
         async with db.transaction():
-            await _fetch(db, LOCK, store.lock_key("migrate"))
             await db.execute("SET LOCAL statement_timeout = 0")
             await db.execute("SET LOCAL lock_timeout = 0")
+            await _fetch(db, LOCK, store.lock_key("migrate"))
             # Read again under the lock: another process may be migrating too.
             if await _number(db, store, location) >= number:
                 continue

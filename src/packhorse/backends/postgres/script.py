@@ -43,6 +43,8 @@ class Again(Exception):  # not an error: a sign to roll back and run the script 
 
 
 DEFAULT_SCHEMA = "packhorse"
+#: What the server takes as a name, in bytes.
+_NAME_MAX = 63
 
 #: The server's clock, ms; never now(), which stands still in a transaction. A backend that was given another clock
 #: (tests) sends what that says.
@@ -63,7 +65,7 @@ class Store:
         #: Answers what to send with NOTIFY so that the topics ring elsewhere once the transaction is committed; None:
         #: that is taken care of otherwise.
         self.payload = payload
-        self.channel = f"packhorse_{schema}" if schema != DEFAULT_SCHEMA else DEFAULT_SCHEMA
+        self.channel = _channel(schema)
         self._token = first_token
         self._sql: dict[str, str] = {}
 
@@ -87,6 +89,13 @@ class Store:
         """Answer the number of an advisory lock: of this schema and what `parts` name. 64 bits of a hash, signed."""
         text = "\0".join((self.schema, *parts))
         return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), signed=True)
+
+
+def _channel(schema: str) -> str:
+    name = f"packhorse_{schema}" if schema != DEFAULT_SCHEMA else DEFAULT_SCHEMA
+    if len(name) <= _NAME_MAX:
+        return name
+    return f"packhorse_{blake2b(schema.encode(), digest_size=16).hexdigest()}"
 
 
 class Tx:

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Raw
+from msgspec.structs import replace
+
 from ...chance import secret_hex
 from ...clock import SYSTEM_CLOCK, Clock, precise_boot_ms
 from ...errors import PackhorseError, QueueFull, UniqueConflict, UnknownParent
@@ -92,8 +95,8 @@ class RedisBackend(Backend):
         self._clock = clock
         self._link = Link(self.location, clock)
         self._wake = Wake(self._link)
-        self._enqueues = Group(self._enqueue_all, lambda spec: len(spec.payload))
-        self._settles = Group(self._settle_all, lambda one: len(one.result or b""))
+        self._enqueues = Group(self._enqueue_all, len)
+        self._settles = Group(self._settle_all, len)
         self._claims: set[asyncio.Task[Any]] = set()
         self._opened = False
 
@@ -142,7 +145,7 @@ class RedisBackend(Backend):
             return []
         order = parents_first(specs)
         ordered = specs if order is None else [specs[number] for number in order]
-        there: list[Any] = await self._enqueues.ask(ordered)
+        there: list[Any] = await self._enqueues.ask([Raw(pack(pack_spec(spec))) for spec in ordered])
         answers = [Enqueued(spec.id, True) for spec in ordered]
         for place, job_id in pairs(there):
             answers[place - 1] = Enqueued(job_id.decode(), False)
@@ -151,9 +154,8 @@ class RedisBackend(Backend):
         found = dict(zip(order, answers, strict=True))
         return [found[number] for number in range(len(specs))]
 
-    async def _enqueue_all(self, calls: list[Sequence[JobSpec]]) -> list[Any]:
-        packed = [[pack_spec(spec) for spec in specs] for specs in calls]
-        answers = await self._link.run("enqueue", packed)
+    async def _enqueue_all(self, calls: list[Sequence[Raw]]) -> list[Any]:
+        answers = await self._link.run("enqueue", calls)
         return [_refusal(answer) or answer for answer in answers]
 
     async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> list[Claimed]:
@@ -190,12 +192,12 @@ class RedisBackend(Backend):
         check_settlements(settlements, self.capabilities)
         if not settlements:
             return []
-        answer: list[Verdict] = await self._settles.ask(settlements)
+        packed = [Raw(pack(pack_settlement(_parents_first(one)))) for one in settlements]
+        answer: list[Verdict] = await self._settles.ask(packed)
         return answer
 
-    async def _settle_all(self, calls: list[Sequence[Settlement]]) -> list[Any]:
-        packed = [pack_settlement(_parents_first(one)) for settlements in calls for one in settlements]
-        verdicts = iter(await self._link.run("settle", packed))
+    async def _settle_all(self, calls: list[Sequence[Raw]]) -> list[Any]:
+        verdicts = iter(await self._link.run("settle", [one for settlements in calls for one in settlements]))
         return [[_VERDICTS[next(verdicts)] for _ in settlements] for settlements in calls]
 
     async def heartbeat(self, worker: WorkerInfo, lease_ms: int, notes: Sequence[Note] = ()) -> Pulse:
@@ -323,9 +325,7 @@ def _parents_first(one: Settlement) -> Settlement:
     """Put the follow-ups of a settlement in the order they are looked at."""
     if not one.follow_ups:
         return one
-    import msgspec
-
-    return msgspec.structs.replace(one, follow_ups=tuple(_ordered(one.follow_ups)))
+    return replace(one, follow_ups=tuple(_ordered(one.follow_ups)))
 
 
 def _refusal(answer: list[Any]) -> PackhorseError | None:

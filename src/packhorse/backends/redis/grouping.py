@@ -30,13 +30,13 @@ class Group:
         """Ask for `items`; answers what `send` found out for them. A cancelled call may have been sent."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, future))
-        if self._task is None:
+        if self._task is None or self._task.done():  # a task that begins at once may be done before it is noted here
             self._task = asyncio.get_running_loop().create_task(self._work())
         return await future
 
     async def finish(self) -> None:
         """Wait until all that was asked is answered."""
-        while self._task is not None:
+        while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
 
     async def _work(self) -> None:
@@ -49,6 +49,10 @@ class Group:
                     outcomes = await self._send([items for items, _ in calls])
                 except Exception as error:
                     outcomes = [error for _ in calls]
+                except BaseException:
+                    for _, future in calls:
+                        future.cancel()
+                    raise
                 for (_, future), outcome in zip(calls, outcomes, strict=True):
                     if future.done():
                         continue
@@ -56,6 +60,11 @@ class Group:
                         future.set_exception(outcome)
                     else:
                         future.set_result(outcome)
+        except BaseException:
+            waiting, self._waiting = self._waiting, []
+            for _, future in waiting:
+                future.cancel()
+            raise
         finally:
             self._task = None
 

@@ -23,8 +23,8 @@ _read_info = msgspec.msgpack.Decoder(WorkerInfo).decode
 async def get(link: Link, ids: Sequence[str]) -> list[JobRecord | None]:
     """Look jobs up by id."""
     records: list[JobRecord | None] = []
-    for start in range(0, len(ids), _GET_MAX):
-        found = await link.run("get", ids[start : start + _GET_MAX])
+    while len(records) < len(ids):
+        found = await link.run("get", ids[len(records) : len(records) + _GET_MAX])
         records += [read_record(one) if one is not None else None for one in found]
     return records
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import ConfigurationError, SchemaMismatch, Unavailable
 from .link import Link
-from .records import SCHEMA
+from .records import SCHEMA, pack
 
 VERSION_MIN = (6, 2)
 
@@ -26,6 +26,7 @@ async def check(link: Link) -> None:
     elif int(found) != SCHEMA:
         remedy = "upgrade packhorse" if int(found) > SCHEMA else "run `packhorse migrate`"
         raise SchemaMismatch(int(found), SCHEMA, f"{remedy}, or choose another prefix=")
+    await link.command("PUBLISH", link.location.key("wake"), pack([]))  # scripts go on without the right to it
 
 
 async def _info(link: Link, section: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from ...errors import InvalidOption, shown
 from ...job import LAPSED, Claimed, JobError, JobRecord, JobSpec, State, Unique
 from ..base import Note, Rerun, Settlement, parent_failed, replaced_by
 
@@ -58,9 +59,21 @@ def raw(data: bytes) -> msgspec.Raw:
 
 # ---- packing -----------------------------------------------------------------------------------------------
 
+#: What fits the head of a job; the server's own packing cuts off what is more.
+PRIORITY_MAX, ATTEMPTS_MAX = 255, 65_535
+
+
+def check_numbers(priority: int, attempts: int) -> None:
+    """Refuse numbers that do not fit the head of a job."""
+    if not 0 <= priority <= PRIORITY_MAX:
+        raise InvalidOption(f"priority: {shown(priority)} must be 0 to {PRIORITY_MAX}")
+    if not 0 <= attempts <= ATTEMPTS_MAX:
+        raise InvalidOption(f"max_attempts: {shown(attempts)} must be 0 to {ATTEMPTS_MAX}")
+
 
 def pack_spec(spec: JobSpec) -> tuple[Any, ...]:
     """Answer what a script is told of a new job; see `lua/adding.lua`."""
+    check_numbers(spec.priority, spec.max_attempts)
     if spec.tags or spec.meta or spec.node is not None or spec.slot_at_ms is not None:
         body = pack(_Body(spec.timeout_ms, spec.tags, spec.meta, spec.node, spec.slot_at_ms))
     else:
@@ -187,6 +200,7 @@ def pack_note(note: Note) -> tuple[Any, ...]:
 
 def pack_rerun(one: Rerun) -> tuple[Any, ...]:
     """Answer what a script is told of a rerun; see `lua/rerun.lua`."""
+    check_numbers(one.priority or 0, one.max_attempts or 0)
     payload = raw(one.payload) if one.payload is not None else None
     return (one.id, one.delay_ms, payload, one.queue, one.priority, one.max_attempts)
 

@@ -34,7 +34,7 @@ _PARTS = {
     "release": _RUNS,
     "heartbeat": _RUNS,
     "retire": _RUNS,
-    "tick": (*_RUNS, "limit", "away"),
+    "tick": (*_RUNS, "limit", "away", "sweep"),
     "fire": (*_MOVES, "adding"),
     "get": ("store", "job", "records"),
     "find": ("store", "job", "records"),

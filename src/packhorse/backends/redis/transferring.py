@@ -10,7 +10,7 @@ from ...errors import ConfigurationError
 from ...job import JobRecord, JobSpec
 from ..base import Arrival, MovedJob, Tie, Transfer, Verdict
 from .link import Link
-from .records import CODES, pack_error, pack_spec, pairs, raw, read_record, read_unique
+from .records import CODES, check_numbers, pack_error, pack_spec, pairs, raw, read_record, read_unique
 from .settings import pack_schedule, read_schedule
 
 _CANCEL_REQUESTED, _HAS_RESULT, _HAS_ERRORS, _HAS_NOTES = 1, 2, 8, 16
@@ -76,6 +76,7 @@ def _pack_transfer(transfer: Transfer) -> dict[str, Any]:
 def _pack_moved(moved: MovedJob) -> dict[str, Any]:
     """Answer what a script is told of a job that arrives; see `lua/take_over.lua`."""
     one, unique = moved.record, moved.unique
+    check_numbers(one.priority, one.attempt)
     spec = JobSpec(unique=unique, **{name: getattr(one, name) for name in _SPEC_FIELDS})
     *_, traits, rest, body_at, payload_at, result_at, more = pack_spec(spec)
     key, unique_key, states, for_ms, _, _, workflow, schedule = more or (None,) * 8

@@ -43,7 +43,7 @@ class Wake:
         self.bells = _HungBells(self._changed)
         self._task: asyncio.Task[None] | None = None
         self._pubsub: Any = None
-        self._subscribing = asyncio.Lock()  # the driver takes a connection for each of two that come at once
+        self._subscribing = asyncio.Lock()
         self._failed = 0
 
     def watch(self, topics: Sequence[str]) -> Bell:
@@ -102,6 +102,7 @@ class Wake:
     async def _hear(self, client: Any) -> None:
         pubsub = client.pubsub()
         self._pubsub = pubsub
+        self._subscribing = asyncio.Lock()  # of two that subscribe at once the driver gives each a connection
         unanswered = False
         try:
             await self._subscribe(pubsub)
@@ -132,7 +133,7 @@ class Wake:
                 rung = unpack(message["data"])
                 ended = message["channel"] == self._ended.encode()
                 self.bells.ring([job_topic(job_id) for job_id in rung] if ended else rung)
-            except (msgspec.DecodeError, TypeError, AttributeError):
+            except (msgspec.DecodeError, TypeError, AttributeError, ValueError):
                 self.bells.ring_all()  # from somebody else: who waits looks, at worst in vain
 
 

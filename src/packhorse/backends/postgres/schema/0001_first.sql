@@ -213,7 +213,8 @@ CREATE TABLE packhorse.shown (
     lane  text COLLATE "C" NOT NULL,
     type  text COLLATE "C" NOT NULL,
     head  bigint NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX shown_of ON packhorse.shown (queue);
 -- When a rate that holds something back lets it start: tick rings the queue then.
 CREATE TABLE packhorse.openings (
     queue text COLLATE "C" PRIMARY KEY,

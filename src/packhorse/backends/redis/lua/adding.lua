@@ -96,7 +96,7 @@ local function join_family(j, spec)
             end
         end
     end
-    if not family.wait(j) then
+    if not family.wait(j, true) then
         place.start_over(j, spec[DELAY])
     end
 end

@@ -6,6 +6,9 @@
 
 local away = {}
 
+-- One that is kept for its children is looked at again so much later: the others have their turn meanwhile.
+local LOOK_AGAIN_MS = 3600000
+
 -- Leave a head in the place of a job, which left now or is expected from the store `source`.
 function away.put(id, flags, source)
     source = source or ""
@@ -36,13 +39,23 @@ end
 -- Forget the ids of jobs that are in other stores for long, unless a child of one lives.
 function away.forget_old()
     local found = call("ZRANGEBYSCORE", P .. "away", "-inf", now_ms - ABSENT_KEPT_MS, "LIMIT", 0, BATCH_MAX)
+    local budget = BATCH_MAX
     for _, id in ipairs(found) do
+        if budget <= 0 then
+            return
+        end
         local j = job.load(id)
         if not j or j.state ~= AWAY then
             call("ZREM", P .. "away", id)
-        elseif not family.has_live_child(j, BATCH_MAX) then
-            call("DEL", P .. "c:" .. id)
-            away.drop(j)
+        else
+            local kept, cost = family.has_live_child(j, budget)
+            budget = budget - 1 - cost
+            if not kept then
+                call("DEL", P .. "c:" .. id)
+                away.drop(j)
+            elseif budget > 0 then -- else it is not known yet
+                call("ZADD", P .. "away", now_ms - ABSENT_KEPT_MS + LOOK_AGAIN_MS, id)
+            end
         end
     end
 end

@@ -62,18 +62,22 @@ end
 
 -- ---- sifting: jobs into the lanes they belong to since limits changed -----------------------------------------------
 
--- Sift the first `wanted` of a sorted set until all of them belong there; answers how many moved. `all`: none belongs.
-local function sift_set(key, wanted, all, budget)
+-- Sift the first `wanted` of a sorted set until all of them belong there; answers how many moved. `remove` takes out
+-- members that stand for no pending job.
+local function sift_set(key, wanted, budget, remove)
     local moved = 0
     while moved < budget do
-        local before_round = moved
+        local before_round, gone = moved, {}
         for _, member in ipairs(call("ZRANGE", key, 0, wanted - 1)) do
             local j = job.load(sub(member, 9))
             if not j or j.state ~= PENDING then
-                call("ZREM", key, member)
+                gone[#gone + 1] = member
             elseif lane.sift(j) then
                 moved = moved + 1
             end
+        end
+        if #gone > 0 then
+            remove(gone)
         end
         if moved == before_round then
             break
@@ -91,7 +95,9 @@ local function sift_lanes(queue, job_type, by_key, wanted, budget)
             local name = sub(shown, 9)
             local is_whole = name == job_type .. ":"
             if not by_key or is_whole ~= (by_key == 0) then
-                moved = moved + sift_set(lane.key(queue, name), wanted, not by_key, budget - moved)
+                moved = moved + sift_set(lane.key(queue, name), wanted, budget - moved, function(members)
+                    lane.remove(queue, job_type, name, members)
+                end)
             end
         end
         if moved == before_round then
@@ -138,16 +144,16 @@ end
 -- Take the best job of a source; false: it is not there any more, nil: it is to be sifted first, by the next claim.
 local function start(source, taken)
     local j = job.load(sub(source.member, 9))
-    if j and j.state == PENDING then
-        if lane.wanted(j) ~= lane.of(j) then
-            return nil
-        end
-        taken[#taken + 1] = j
-        source.taken[#source.taken + 1] = source.member
-        return true
+    local is_there = j and j.state == PENDING and not j.is_taken
+    if is_there and lane.wanted(j) ~= lane.of(j) then
+        return nil
     end
-    call("ZREM", source.key, source.member)
-    return false
+    if is_there then
+        j.is_taken = true
+        taken[#taken + 1] = j
+    end
+    source.gone[#source.gone + 1] = source.member
+    return is_there or false
 end
 
 local function open_lane(queue, marker, wanted)
@@ -155,7 +161,7 @@ local function open_lane(queue, marker, wanted)
     local key = sub(name, #marker.type + 2)
     return {
         key = lane.key(queue, name), name = name, type = marker.type, at = 0, chunk = math.min(wanted, CHUNK),
-        entries = {}, next = 1, taken = {}, gates = limit.gates(marker.type, key ~= "" and key or nil),
+        entries = {}, next = 1, gone = {}, gates = limit.gates(marker.type, key ~= "" and key or nil),
     }
 end
 
@@ -192,7 +198,9 @@ local function prepare(queue, wanted)
         local by_key = tonumber(call("HGET", P .. "limited", found[i]) or nil)
         left = left - sift_lanes(queue, found[i], by_key, wanted, left)
     end
-    left = left - sift_set(P .. "ready:" .. queue, wanted, false, left)
+    left = left - sift_set(P .. "ready:" .. queue, wanted, left, function(members)
+        call("ZREM", P .. "ready:" .. queue, unpack(members))
+    end)
     if left <= 0 then
         store.ring_queue(queue)
     end
@@ -213,17 +221,13 @@ local function wake(queue, types)
     for _, job_type in ipairs(types) do
         lane.wake(queue, job_type, now_ms < woken and "+inf" or now_ms)
     end
-    call("HSET", P .. "woken", queue, now_ms)
+    if now_ms < woken then -- else it stays when the last lane was put to sleep: an empty claim writes nothing
+        call("HSET", P .. "woken", queue, now_ms)
+    end
 end
 
 local function leave_lane(queue, source)
-    if #source.taken > 0 then
-        local was = lane.head(queue, source.name)
-        call("ZREM", source.key, unpack(source.taken))
-        local is, rank = lane.head(queue, source.name)
-        lane.line_up(queue, source.type, source.name, was, is, rank)
-        lane.count(queue, source.type, -#source.taken)
-    end
+    lane.remove(queue, source.type, source.name, source.gone)
     if source.sleeps_until then
         lane.sleep(queue, source.type, source.name, source.sleeps_until)
     end
@@ -246,7 +250,7 @@ function choice.take(queue, wanted, bytes)
     local types = prepare(queue, wanted)
     wake(queue, types)
     local heap, taken, lanes, shut = {}, {}, {}, {}
-    local ready = {key = P .. "ready:" .. queue, at = 0, chunk = wanted, entries = {}, next = 1, taken = {}}
+    local ready = {key = P .. "ready:" .. queue, at = 0, chunk = wanted, entries = {}, next = 1, gone = {}}
     line_up(heap, ready)
     for _, job_type in ipairs(types) do
         line_up(heap, {
@@ -265,9 +269,15 @@ function choice.take(queue, wanted, bytes)
             end
         elseif not shut[source.type] then
             if source.marks then
-                local opened = open_lane(queue, source, wanted)
-                lanes[#lanes + 1] = opened
-                line_up(heap, opened)
+                local name = sub(source.member, 9)
+                if lane.correct(queue, source.type, name, source.member) then
+                    store.ring_queue(queue) -- what moved among the heads may have been passed over
+                elseif not lanes[name] then
+                    local opened = open_lane(queue, source, wanted)
+                    lanes[#lanes + 1] = opened
+                    lanes[name] = opened
+                    line_up(heap, opened)
+                end
                 advance(heap, source)
             else
                 take_from_lane(heap, source, taken, shut)
@@ -275,8 +285,8 @@ function choice.take(queue, wanted, bytes)
         end
         bytes = bytes - (#taken > count and taken[#taken].result_at or 0)
     end
-    if #ready.taken > 0 then
-        call("ZREM", ready.key, unpack(ready.taken))
+    for i = 1, #ready.gone, MOST_ARGUMENTS do
+        call("ZREM", ready.key, unpack(ready.gone, i, math.min(#ready.gone, i + MOST_ARGUMENTS - 1)))
     end
     for _, j in ipairs(taken) do
         if j.key then

@@ -24,7 +24,7 @@ end
 
 local ages = {}
 for _, queue in ipairs(queues) do
-    local looks = math.max(10, floor(LOOKS_MAX / #queues))
+    local looks = math.max(1, floor(LOOKS_MAX / #queues))
     local oldest
     oldest, looks = oldest_in(P .. "ready:" .. queue, looks, nil)
     for _, job_type in ipairs(call("HKEYS", P .. "lanes:" .. queue)) do

@@ -132,17 +132,19 @@ function family.adopt(parent, child)
     call("HDEL", P .. "lives", parent.id)
 end
 
--- Make a job wait for those of its parents that have not ended; answers whether there are any.
-function family.wait(j)
+-- Make a job wait for those of its parents that have not ended; answers whether there are any. `known`: they know it.
+function family.wait(j, known)
     local key, waits = P .. "w:" .. j.id, false
     call("DEL", key)
     for _, name in ipairs(job.after(j)) do
         local parent = job.load(name)
         if parent and parent.state <= RUNNING then
-            family.adopt(parent, j) -- it may have been deleted and enqueued anew
+            if not known then
+                family.adopt(parent, j) -- it may have been deleted and enqueued anew
+            end
             store.later("SADD", key, name)
             waits = true
-        elseif parent then
+        elseif parent and not known then
             call("HDEL", P .. "lives", name)
         end
     end
@@ -264,7 +266,8 @@ end
 -- ---- going ---------------------------------------------------------------------------------------------------------
 
 -- Tell whether a job must be kept because a child of it has not ended: "lives" knows one that had not, so that all
--- children are looked at once and not at every tick. Looks at most at `budget` and says how many that were.
+-- children are looked at once and not at every tick. Looks at most at `budget` and says how many that were. A child in
+-- another store may come back to a job that is here; where neither is here, none needs the other.
 function family.has_live_child(j, budget)
     if call("EXISTS", P .. "k:" .. j.id) == 1 then
         return true, 1
@@ -273,7 +276,7 @@ function family.has_live_child(j, budget)
     local children = call("ZRANGEBYSCORE", P .. "c:" .. j.id, from, "+inf", "LIMIT", 0, budget)
     for i, id in ipairs(children) do
         local child = job.load(id)
-        if child and child.state <= RUNNING then
+        if child and child.state <= RUNNING and (child.state ~= AWAY or j.state ~= AWAY) then
             call("HSET", P .. "lives", j.id, child.seq)
             return true, i
         end
@@ -307,15 +310,16 @@ function family.strip(j)
     job.recount(j, j.state, nil)
 end
 
--- Remove a job that does not run. For its children it counts as cancelled if it had not ended.
+-- Remove a job that does not run. For its children it counts as cancelled if it had not ended. Answers from how many
+-- parents it had to be taken.
 function family.forget(j)
     local id = j.id
     if j.state <= RUNNING then
         family.finish(j, CANCELLED)
     end
-    if band(j.traits, HAS_AFTER) > 0 then
-        for _, name in ipairs(job.after(j)) do
-            call("ZREM", P .. "c:" .. name, id)
+    local parents = job.after(j)
+    for _, name in ipairs(parents) do
+        if call("ZREM", P .. "c:" .. name, id) == 0 then
             call("ZREM", P .. "k:" .. name, id)
         end
     end
@@ -326,4 +330,5 @@ function family.forget(j)
     end
     call("DEL", job.key(id))
     job.gone(j)
+    return #parents
 end

@@ -126,8 +126,9 @@ for i, entry in ipairs(list) do
     last = entry[1]
     if j and matches(j) then
         local text = q.brief and call("GETRANGE", job.key(j.id), 0, j.payload_at - 1) or call("GET", job.key(j.id))
-        found[#found + 1] = {j.seq, record_of(j, text, false)}
-        bytes = bytes + #text
+        local record = record_of(j, text, false)
+        found[#found + 1] = {j.seq, record}
+        bytes = bytes + bytes_of(record)
         if #found >= q.limit or bytes > BYTES_MAX then
             more = more or i < #list
             break

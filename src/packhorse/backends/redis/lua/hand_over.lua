@@ -19,6 +19,14 @@ local function choose()
             local j = job.load(id)
             if j and j.state ~= RUNNING and (waiting or j.state ~= WAITING) then
                 bytes = bytes + call("STRLEN", job.key(id))
+                if band(j.traits, HAS_AFTER) > 0 then
+                    bytes = bytes + call("STRLEN", P .. "a:" .. id)
+                end
+                if job.has(j, HAS_ERRORS) then
+                    for _, packed in ipairs(call("LRANGE", P .. "e:" .. id, 0, -1)) do
+                        bytes = bytes + #packed
+                    end
+                end
                 if job.has(j, HAS_NOTES) then
                     for _, result in ipairs(call("HVALS", P .. "s:" .. id)) do
                         bytes = bytes + #result
@@ -56,7 +64,7 @@ local function depart(j)
             ties[#ties + 1] = tie_of(j, name, because)
         end
     end
-    return {record_of(j, call("GET", job.key(j.id)), true), ties}
+    return {record_of(j, job.whole(j), true), ties}
 end
 
 local function forget(j)
@@ -66,6 +74,7 @@ local function forget(j)
     away.put(j.id, band(j.flags, HAS_CHILDREN), nil)
 end
 
+store.go_on_when_full()
 local departing = call("GET", P .. "departing")
 if departing then
     local batch = cmsgpack.unpack(departing)

@@ -38,6 +38,8 @@ for _, id in ipairs(call("SMEMBERS", P .. "held:" .. worker)) do
         if job.has(j, CANCEL_REQUESTED) then
             cancel[#cancel + 1] = id
         end
+    else
+        call("SREM", P .. "held:" .. worker, id) -- its row was lost: a sweep counts anew
     end
 end
 store.finish()

@@ -87,6 +87,11 @@ local function head(j)
         j.started, j.finished, j.parked, j.rank, j.body_at, j.payload_at, j.result_at)
 end
 
+-- Answer the string of a job whose tail did not change: its head may have, and is not written yet.
+function job.whole(j)
+    return head(j) .. sub(call("GET", P .. "j:" .. j.id), HEAD_BYTES + 1)
+end
+
 -- Note that a job's head changed.
 function job.save(j)
     if not j.is_dirty then

@@ -2,6 +2,9 @@
 -- ... Answers {0} where somebody else changed one of them meanwhile, else 1 and all limits.
 
 local read, changed = args[1], args[2]
+if #changed > 0 then
+    store.go_on_when_full()
+end
 
 for i = 1, #read, 2 do
     if call("HGET", P .. "limits", read[i]) ~= read[i + 1] then

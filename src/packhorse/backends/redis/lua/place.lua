@@ -50,6 +50,16 @@ function lane.head(queue, name)
     return found[1], tonumber(found[2])
 end
 
+-- Put a lane in its place among the heads, where it stood for a job that is not its best one any more.
+function lane.correct(queue, job_type, name, marker)
+    local is, rank = lane.head(queue, name)
+    if is and sub(is, 1, 8) == sub(marker, 1, 8) then
+        return false
+    end
+    lane.line_up(queue, job_type, name, marker, is, rank)
+    return true
+end
+
 -- What stands for a lane among the heads of its type: by rank, and by seq where ranks are equal.
 local function shown(member, name)
     return sub(member, 1, 8) .. name
@@ -78,6 +88,7 @@ function lane.sleep(queue, job_type, name, until_ms)
     if member then
         call("ZREM", lane.heads_key(queue, job_type), shown(member, name))
         call("ZADD", lane.asleep_key(queue, job_type), until_ms, name)
+        call("HSET", P .. "woken", queue, now_ms)
     end
 end
 
@@ -106,6 +117,23 @@ function lane.count(queue, job_type, change)
     end
 end
 
+-- Take members out of a lane; it is lined up by what is best there then. Answers how many were there.
+function lane.remove(queue, job_type, name, members)
+    if #members == 0 then
+        return 0
+    end
+    local was, gone = lane.head(queue, name), 0
+    for i = 1, #members, MOST_ARGUMENTS do
+        gone = gone + call("ZREM", lane.key(queue, name), unpack(members, i, math.min(#members, i + MOST_ARGUMENTS - 1)))
+    end
+    if gone > 0 then
+        local is, rank = lane.head(queue, name)
+        lane.line_up(queue, job_type, name, was, is, rank)
+        lane.count(queue, job_type, -gone)
+    end
+    return gone
+end
+
 -- ---- places in a queue ---------------------------------------------------------------------------------------
 
 local function enter(j)
@@ -129,12 +157,7 @@ local function leave(j)
         call("ZREM", ready, job.member(j))
         return
     end
-    local name = lane.name(j)
-    local was = lane.head(j.queue, name)
-    call("ZREM", lane.key(j.queue, name), job.member(j))
-    local is, rank = lane.head(j.queue, name)
-    lane.line_up(j.queue, j.type, name, was, is, rank)
-    lane.count(j.queue, j.type, -1)
+    lane.remove(j.queue, j.type, lane.name(j), {job.member(j)})
 end
 
 -- Bring a pending job into the lane it belongs to now; answers whether it stood elsewhere.

@@ -1,6 +1,9 @@
 -- args: changes, each queue, paused or nil, capacity or nil. Answers queue -> "1" if paused, else "0", and its
 -- capacity.
 
+if #args > 0 then
+    store.go_on_when_full()
+end
 for _, change in ipairs(args) do
     local queue, paused, capacity = unpack(change, 1, 3)
     local is_paused, has_capacity = store.settings(queue)

@@ -14,3 +14,14 @@ local function record_of(j, text, with_steps)
     local steps = with_steps and job.has(j, HAS_NOTES) and call("HGETALL", P .. "s:" .. id)
     return {id, text, held, errors, after, waits, notes, steps}
 end
+
+-- Answer how large a record is, about.
+local function bytes_of(record)
+    local bytes = #record[2] + (record[5] and #record[5] or 0)
+    for _, many in ipairs({record[4] or {}, record[8] or {}}) do
+        for _, one in ipairs(many) do
+            bytes = bytes + #one
+        end
+    end
+    return bytes
+end

@@ -3,6 +3,9 @@
 -- "schedules" name -> cursor and definition, "slots" those that are not paused by their next slot (0: not worked out).
 
 local read, changed = args[1], args[2]
+if #changed > 0 then
+    store.go_on_when_full()
+end
 for i = 1, #read, 2 do
     if call("HGET", P .. "schedules", read[i]) ~= read[i + 1] then
         return {0}

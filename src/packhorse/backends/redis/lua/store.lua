@@ -154,6 +154,7 @@ function store.ring_job(id)
     ended[ended.n] = id
 end
 
+-- A hint that cannot be given must not fail what is done: the user may lack the rights to the channels.
 local function publish()
     local topics = {}
     for topic in pairs(rung) do
@@ -165,11 +166,11 @@ local function publish()
         topics[#topics + 1] = "queue:" .. queue
     end
     if #topics > 0 then
-        call("PUBLISH", P .. "wake", cmsgpack.pack(topics))
+        redis.pcall("PUBLISH", P .. "wake", cmsgpack.pack(topics))
     end
     if ended.n > 0 then
         ended.n = nil
-        call("PUBLISH", P .. "ended", cmsgpack.pack(ended))
+        redis.pcall("PUBLISH", P .. "ended", cmsgpack.pack(ended))
     end
 end
 

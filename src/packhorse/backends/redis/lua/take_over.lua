@@ -162,8 +162,12 @@ local function give_up(source)
     local start = source .. " "
     for _, member in ipairs(call("ZRANGEBYLEX", P .. "expected", "[" .. start, "[" .. start .. "\255")) do
         local j = job.load(sub(member, #start + 1))
-        family.tell(j, CANCELLED)
-        away.drop(j)
+        if j and j.state == AWAY then
+            family.tell(j, CANCELLED)
+            away.drop(j)
+        else
+            call("ZREM", P .. "expected", member)
+        end
     end
 end
 

@@ -2,7 +2,7 @@
 -- next due (-1: nothing), now, and the schedules that want planning.
 
 local limit_jobs, keep = args[1], {[SUCCEEDED] = args[2], [FAILED] = args[3], [CANCELLED] = args[4]}
-local CHILDREN_MAX = 2000
+local CHILDREN_MAX, PARENTS_MAX = 2000, 20000
 
 local function promote()
     local promoted = 0
@@ -98,15 +98,18 @@ local function drop_parents(state, until_ms, most)
 end
 
 local function drop_old()
-    local dropped = 0
+    local dropped, parents = 0, 0
     for state = SUCCEEDED, CANCELLED do
         local until_ms = now_ms - keep[state]
         if dropped < limit_jobs then
             local key = P .. "ended:" .. state
             for _, id in ipairs(call("ZRANGEBYSCORE", key, "-inf", until_ms, "LIMIT", 0, limit_jobs - dropped)) do
+                if parents > PARENTS_MAX then
+                    break
+                end
                 local j = job.load(id)
                 if j then
-                    family.forget(j)
+                    parents = parents + family.forget(j)
                     dropped = dropped + 1
                 else
                     call("ZREM", key, id)
@@ -143,6 +146,7 @@ local function next_due_ms()
 end
 
 store.go_on_when_full()
+sweep.go_on()
 local promoted = promote()
 local lapsed = lapse_all()
 local dropped = drop_old()
