@@ -14,8 +14,8 @@ import msgspec
 
 from packhorse.benchmark import measures
 from packhorse.benchmark.tasks import app
+from packhorse.event_loop import new_event_loop
 from packhorse.worker.local import LocalWorker
-from packhorse.worker.runner_process import new_event_loop
 
 
 async def drain(jobs: int, profile: cProfile.Profile) -> None:

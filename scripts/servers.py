@@ -37,10 +37,20 @@ KINDS = ("postgres", "redis")
 VARIABLES = {"postgres": "PACKHORSE_TEST_POSTGRES", "redis": "PACKHORSE_TEST_REDIS"}
 DEFAULT_PORTS = {"postgres": 5432, "redis": 6379}
 #: Which Debian package brings a program.
-PACKAGES = {"postgres": "postgresql", "redis-server": "redis-server", "pgbouncer": "pgbouncer", "openssl": "openssl"}
+PACKAGES = {
+    "postgres": "postgresql",
+    "redis-server": "redis-server",
+    "pgbouncer": "pgbouncer",
+    "openssl": "openssl",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "systemd-analyze": "systemd",
+}
 
-START_S = 30.0
+START_S = 60.0
 STOP_S = 20.0
+#: Processes that run tests at once, at most, for ports that are no others'.
+TESTERS_MAX = 16
 
 
 class Missing(Exception):
@@ -63,12 +73,13 @@ def program(name: str) -> str:
 
 def install(names: Iterable[str] = tuple(PACKAGES)) -> None:
     """Install the programs that are missing, without starting what their packages would start. Raises Missing."""
-    packages = []
+    packages: list[str] = []
     for name in names:
         try:
             program(name)
         except Missing:
-            packages.append(PACKAGES[name])
+            if PACKAGES[name] not in packages:
+                packages.append(PACKAGES[name])
     if not packages:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
@@ -76,7 +87,7 @@ def install(names: Iterable[str] = tuple(PACKAGES)) -> None:
     print(f"servers: installing {' '.join(packages)}", file=sys.stderr)
     made: list[Path] = []
     try:
-        # Debian would make and start a cluster of its own, and Redis on its default port: neither is wanted.
+        # Debian would make and start a cluster of its own, and Redis and Prometheus on their default ports: not wanted.
         made += _write_new(
             Path("/etc/postgresql-common/createcluster.d/packhorse.conf"), "create_main_cluster = false\n"
         )
@@ -116,8 +127,10 @@ def unprivileged() -> tuple[int, int] | None:
 
 def free_port() -> int:
     """Answer a port of 127.0.0.1 that nobody listens on; nor on the one 10,000 above, Redis Cluster's second."""
+    tester = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(100):
-        port = random.randrange(15_000, 22_000)  # below what systems hand out to clients, so nobody takes it meanwhile
+        # Below what systems hand out to clients, and none of the testers beside us: nobody takes it meanwhile.
+        port = random.randrange(15_000, 22_000, TESTERS_MAX) + tester % TESTERS_MAX
         try:
             for each in (port, port + 10_000):
                 with socket.socket() as probe:

@@ -44,7 +44,11 @@ fi
 # strace shows that an acknowledged enqueue was synced to disk; its test needs it.
 command -v strace >/dev/null 2>&1 || install strace || say "strace is missing: its test will be skipped at a desk"
 
-# PostgreSQL, Redis and a pooler for the tests, unless they are there; tests/servers.py starts them.
+# The workers of examples/workers and the examples of docs/http.md are run by tests.
+command -v node >/dev/null 2>&1 || install nodejs || say "node is missing: tests of a worker will be skipped at a desk"
+command -v curl >/dev/null 2>&1 || install curl || say "curl is missing: tests of the examples will be skipped at a desk"
+
+# PostgreSQL, Redis, a pooler and Prometheus for the tests, unless they are there; tests/servers.py starts them.
 "$python" scripts/servers.py install || say "their tests will be skipped at a desk"
 
 say "installing packhorse and its test tools"

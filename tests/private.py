@@ -1,4 +1,5 @@
-"""Private servers of several parts, which tests may stop, kill, freeze and fail over: cluster, sentinels, pooler.
+"""Private servers of several parts, which tests may stop, kill, freeze and fail over: cluster, sentinels, pooler; and a
+Prometheus.
 
 Single servers are `PrivatePostgres` and `PrivateRedis` of scripts/servers.py; all of them go when the tests end.
 """
@@ -9,10 +10,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Self
+from urllib.request import urlopen
 
 from scripts.servers import START_S, PrivatePostgres, PrivateRedis, Server, postgres_answers, program
 
-__all__ = ["PgBouncer", "PrivatePostgres", "PrivateRedis", "PrivateRedisCluster", "RedisSentinels"]
+__all__ = [
+    "PgBouncer",
+    "PrivatePostgres",
+    "PrivatePrometheus",
+    "PrivateRedis",
+    "PrivateRedisCluster",
+    "RedisSentinels",
+]
 
 
 class PgBouncer(Server):
@@ -41,6 +50,34 @@ class PgBouncer(Server):
 
     def ready(self) -> bool:
         return postgres_answers(self.port)
+
+
+class PrivatePrometheus(Server):
+    """A Prometheus that keeps exemplars. `config` is its prometheus.yml; `files` are what that names, by name."""
+
+    def __init__(self, config: str, files: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = self.write("prometheus.yml", [config])
+        for name, text in (files or {}).items():
+            self.write(name, [text.rstrip("\n")])
+
+    def command(self) -> list[str]:
+        data = self.directory / "data"
+        return [
+            program("prometheus"),
+            f"--config.file={self.config}",
+            f"--storage.tsdb.path={data}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+            "--enable-feature=exemplar-storage",
+        ]
+
+    def ready(self) -> bool:
+        try:
+            with urlopen(f"{self.url}/-/ready", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
 
 class Several:

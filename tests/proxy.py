@@ -176,15 +176,16 @@ class FaultProxy:
             while data := await reader.read(CHUNK):
                 await self._passing.wait()
                 if connection.left is not None:
-                    connection.client.write(data[: connection.left])
-                    connection.left -= min(connection.left, len(data))
+                    passed, connection.left = data[: connection.left], connection.left - min(connection.left, len(data))
+                    connection.client.write(passed)
                     if connection.left == 0:
                         await self._until_quiet(reader)
                         connection.reset()
                         return
+                    self.received += len(data)
                 else:
+                    self.received += len(data)  # first: who reads it may ask at once
                     connection.client.write(data)
-                self.received += len(data)
                 await connection.client.drain()
             connection.client.close()
 

@@ -22,9 +22,16 @@ import psycopg
 import pytest
 import redis
 
-from scripts.servers import Missing, Server, provide
+from scripts.servers import Missing, Server, install, program, provide
 
-from .private import PgBouncer, PrivatePostgres, PrivateRedis, PrivateRedisCluster, RedisSentinels
+from .private import (
+    PgBouncer,
+    PrivatePostgres,
+    PrivatePrometheus,
+    PrivateRedis,
+    PrivateRedisCluster,
+    RedisSentinels,
+)
 
 __all__ = [
     "BACKENDS",
@@ -32,11 +39,13 @@ __all__ = [
     "SERVERS",
     "PgBouncer",
     "PrivatePostgres",
+    "PrivatePrometheus",
     "PrivateRedis",
     "PrivateRedisCluster",
     "RedisSentinels",
     "database_of_this_run",
     "is_left_behind",
+    "needed",
     "new_database",
     "new_name",
     "new_prefix",
@@ -83,6 +92,16 @@ def is_left_behind(name: str) -> bool:
         except PermissionError:
             pass
     return time.time() - made_at > SWEPT_AFTER_S
+
+
+def needed(name: str) -> str:
+    """Answer the path of a program that a test cannot do without."""
+    try:
+        install([name])
+        return program(name)
+    except Missing as reason:
+        missing(str(reason))
+        raise
 
 
 def missing(reason: str) -> None:
@@ -237,6 +256,11 @@ class Private:
     def redis(self, config: dict[str, object] | None = None, *, tls: bool = False) -> PrivateRedis:
         """A Redis with settings of redis.conf."""
         return self._start(PrivateRedis, config, tls=tls)
+
+    def prometheus(self, config: str, files: dict[str, str] | None = None) -> PrivatePrometheus:
+        """A Prometheus with this prometheus.yml and the files that it names."""
+        needed("prometheus")
+        return self._start(PrivatePrometheus, config, files)
 
     def cluster(self) -> PrivateRedisCluster:
         """Three masters."""

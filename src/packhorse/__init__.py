@@ -46,9 +46,12 @@ if TYPE_CHECKING:
         WorkflowFailed,
     )
     from .job import JobError, JobRecord, JobSpec, State, Unique
+    from .observe.failures import Failure
     from .outcome import Cancel, Fail, Retry, Snooze
     from .parents import Parent, Results
+    from .posting.failures import post_failures
     from .recurring import ScheduleHandle
+    from .sentry import sentry_failures
     from .task import Task
     from .transaction import Transaction
     from .workflow import Flow, Node, Workflow, chain, chord, group
@@ -61,6 +64,7 @@ __all__ = [
     "ConfigurationError",
     "Context",
     "Fail",
+    "Failure",
     "Flow",
     "IdempotencyConflict",
     "InvalidName",
@@ -106,6 +110,8 @@ __all__ = [
     "chain",
     "chord",
     "group",
+    "post_failures",
+    "sentry_failures",
 ]
 
 _HOMES = {
@@ -114,9 +120,12 @@ _HOMES = {
     "client": ("Job",),
     "context": ("Context",),
     "job": ("JobError", "JobRecord", "JobSpec", "State", "Unique"),
+    "observe.failures": ("Failure",),
     "outcome": ("Cancel", "Fail", "Retry", "Snooze"),
     "parents": ("Parent", "Results"),
+    "posting.failures": ("post_failures",),
     "recurring": ("ScheduleHandle",),
+    "sentry": ("sentry_failures",),
     "task": ("Task",),
     "transaction": ("Transaction",),
     "workflow": ("Flow", "Node", "Workflow", "chain", "chord", "group"),

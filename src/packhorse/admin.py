@@ -33,11 +33,13 @@ from .admin_text import read_query, read_states
 from .admin_values import Answer, Health, Progress, Purged, QueueView, Stats, Sweep
 from .admin_workflows import AdminWorkflows
 from .backends.base import BATCH_MAX, Backend, Page, Query, QueueChange, QueueCounts, Rerun, Steered, WorkerInfo
+from .backends.checkup import WRITES, Level
 from .clock import SYSTEM_CLOCK, Clock
-from .errors import InvalidName, InvalidOption, NotFound, Unavailable
+from .errors import ConfigurationError, InvalidName, InvalidOption, NotFound, Refused, Unavailable
 from .job import DELAY_MS_MAX, LIVE, TERMINAL, JobRecord, State, check_name
 from .limiting import set_capacity
 from .shapes import instant_json, list_json
+from .story import Story, story_of
 from .why_facts import Explained, look_into
 
 __all__ = [
@@ -110,26 +112,43 @@ class Admin:
             total.update(counts.states)
         return Stats({state: total[state] for state in State}, queues)
 
-    async def health(self) -> Health:
-        """Answer whether the store does, within `HEALTH_TIMEOUT_MS`. Never raises for a store that does not."""
+    async def health(self, *, thorough: bool = False) -> Health:
+        """Answer whether the store does, within `HEALTH_TIMEOUT_MS`. Never raises for a store that does not.
+
+        Where it is `thorough` the store's server is asked, too, whether it takes writes: for one who writes nothing
+        himself, and so would not know.
+        """
         asked_ms = self._clock.boot_ms()
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_MS / 1000):
                 workers = await self._backend.workers()
                 latency_ms = self._clock.boot_ms() - asked_ms
                 queues = await self._backend.counts()
+                refusals = await self._refusals() if thorough else ()
         except TimeoutError:
             return Health(status="UNAVAILABLE", problems=(f"no answer within {HEALTH_TIMEOUT_MS / 1000:g} s",))
         except Unavailable as error:
             return Health(status="UNAVAILABLE", problems=(str(error),))
         served = {queue for worker in workers for queue in worker.queues}
         return Health(
-            status="OK",
+            status="UNAVAILABLE" if refusals else "OK",
             latency_ms=latency_ms,
             workers=len(workers),
             pending=sum(counts.states.get(State.PENDING, 0) for counts in queues.values()),
-            problems=tuple(_queue_problems(queues, served)),
+            problems=(*refusals, *_queue_problems(queues, served)),
         )
+
+    async def _refusals(self) -> Sequence[str]:
+        """Answer why the store takes no writes; nothing where it does, or where this caller may not ask."""
+        try:
+            found = (await self._backend.checkup()).findings
+        except (Refused, ConfigurationError):
+            return ()
+        return [
+            f"{each.check}: {each.value}: {each.meaning}; {each.remedy}"
+            for each in found
+            if each.check in WRITES and each.level is Level.BROKEN
+        ]
 
     async def find(self, query: Query) -> Page:
         """Answer one page of the jobs that match. Raises InvalidOption for a limit or cursor out of bounds."""
@@ -139,9 +158,14 @@ class Admin:
         """Answer one page of the dead letter queue: the jobs that match and have failed for good."""
         return await self._backend.find(msgspec.structs.replace(query, states=RERUNNABLE))
 
-    async def group_failed(self, query: Query, *, progress: Progress | None = None) -> FailedGroups:
-        """Answer the dead letter queue by what went wrong: the failed jobs that match, grouped by their last error."""
-        return await group_failed(self._backend, query, progress)
+    async def group_failed(
+        self, query: Query, *, progress: Progress | None = None, jobs_max: int | None = None
+    ) -> FailedGroups:
+        """Answer the dead letter queue by what went wrong: the failed jobs that match, grouped by their last error.
+
+        All of them, or the newest `jobs_max`.
+        """
+        return await group_failed(self._backend, query, progress, jobs_max=jobs_max)
 
     async def show(self, job_id: str) -> JobRecord:
         """Answer all that is kept of a job. Raises NotFound."""
@@ -149,6 +173,10 @@ class Admin:
         if record is None:
             raise _no_job(job_id)
         return record
+
+    async def log(self, job_id: str) -> Story:
+        """Answer what happened to a job, with what its runs logged. Raises NotFound."""
+        return story_of(await self.show(job_id))
 
     async def why(self, job_id: str, *, park_ms: int = 600_000) -> Explained:
         """Answer what holds a job now and what would free it, or how it ended. Raises NotFound.
@@ -176,6 +204,14 @@ class Admin:
             )
             for name in sorted(counts.keys() | settings.keys())
         ]
+
+    async def queue(self, name: str) -> QueueView:
+        """Answer one queue. Raises NotFound for one that has neither jobs nor settings."""
+        check_name(name, "queue")
+        for view in await self.queues():
+            if view.queue == name:
+                return view
+        raise NotFound(f"no queue {name!r}: nothing was enqueued into it yet, or all of it was dropped")
 
     # ---- steer -----------------------------------------------------------------------------------------
 
@@ -234,14 +270,20 @@ class Admin:
         states = _narrow(query.states, DELETABLE, "a running job cannot be deleted; cancel it first")
         return await self._sweep(query, states, self._backend.delete, dry_run, progress, group=group)
 
-    async def purge(self, queue: str, states: Sequence[State] = (), *, progress: Progress | None = None) -> Purged:
+    async def purge(
+        self, queue: str, states: Sequence[State] | None = None, *, progress: Progress | None = None
+    ) -> Purged:
         """Remove the jobs of a queue, in batches of 1,000, until none is left but those that run.
+
+        Of those `states`, at least one; raises InvalidOption for none of them.
 
         Walks the queue again as long as a walk removes something, so that a job which was between two states is not
         missed; at most `PURGE_WALKS_MAX` times, so that a busy producer cannot keep it for ever (then `added` > 0).
         """
         query = Query(queue=check_name(queue, "queue"))
-        chosen = _narrow(states, DELETABLE, "a running job cannot be deleted; cancel it first")
+        if states is not None and not states:
+            raise InvalidOption("state: none is named; leave it out for all jobs that do not run")
+        chosen = _narrow(states or (), DELETABLE, "a running job cannot be deleted; cancel it first")
         deleted = 0
         for _ in range(PURGE_WALKS_MAX):
             sweep = await self._sweep(query, chosen, self._backend.delete, False, progress, base=deleted)

@@ -10,14 +10,16 @@ from typing import Any
 import msgspec
 
 from .admin_values import Progress
-from .backends.base import BATCH_MAX, Backend, Query
+from .backends.base import Backend, Query
 from .errors import InvalidOption, shown
-from .fingerprint import fingerprint
+from .fingerprint import Fingerprint, fingerprint
 from .job import JobRecord, State
 from .shapes import instant_json
 
 #: Groups that are told apart. All further errors are one group, `others`.
 GROUPS_MAX = 1_000
+#: Jobs that are read at a time: each may have 20 kB of errors, and what else goes on in the event loop waits for 6 ms.
+_PAGE_JOBS = 200
 #: Types and queues that are named in a group; the others are left out.
 NAMES_MAX = 20
 
@@ -51,25 +53,34 @@ class FailedGroup(msgspec.Struct, kw_only=True):
 
 
 class FailedGroups(msgspec.Struct, frozen=True):
-    """All failed jobs that match, the largest group first; `others` are those past the first `GROUPS_MAX` groups."""
+    """The failed jobs that match, the largest group first; `others` are those past the first `GROUPS_MAX` groups.
+
+    `truncated`: these are the newest `jobs` of them, and there are more.
+    """
 
     jobs: int
     groups: list[FailedGroup]
     others: FailedGroup | None
+    truncated: bool = False
 
 
-async def group_failed(backend: Backend, query: Query, progress: Progress | None = None) -> FailedGroups:
-    """Group the failed jobs that match, newest first. Reads no payloads; keeps at most `GROUPS_MAX` groups."""
+async def group_failed(
+    backend: Backend, query: Query, progress: Progress | None = None, *, jobs_max: int | None = None
+) -> FailedGroups:
+    """Group the failed jobs that match, newest first, `jobs_max` at most. Reads no payloads, a page at a time.
+
+    Keeps at most `GROUPS_MAX` groups, so its memory does not grow with the jobs: 15 MB, about.
+    """
     groups: dict[str, FailedGroup] = {}
     others = FailedGroup(fingerprint=OTHERS, title=f"errors past the first {GROUPS_MAX:,} kinds")
     jobs = 0
     query = msgspec.structs.replace(
-        query, states=(State.FAILED,), brief=True, oldest_first=False, limit=BATCH_MAX, cursor=None
+        query, states=(State.FAILED,), brief=True, oldest_first=False, limit=_PAGE_JOBS, cursor=None
     )
     while True:
         page = await backend.find(query)
         for job in page.jobs:
-            found = fingerprint(_last_error(job))
+            found = fingerprint_of(job)
             group = groups.get(found.hash)
             if group is None and len(groups) < GROUPS_MAX:
                 group = groups[found.hash] = FailedGroup(fingerprint=found.hash, title=found.title)
@@ -77,11 +88,11 @@ async def group_failed(backend: Backend, query: Query, progress: Progress | None
         jobs += len(page.jobs)
         if progress is not None:
             progress(jobs)
-        if page.next is None:
+        if page.next is None or (jobs_max is not None and jobs >= jobs_max):
             break
         query = msgspec.structs.replace(query, cursor=page.next)
     ordered = sorted(groups.values(), key=lambda group: (-group.jobs, group.fingerprint))
-    return FailedGroups(jobs, ordered, others if others.jobs else None)
+    return FailedGroups(jobs, ordered, others if others.jobs else None, truncated=page.next is not None)
 
 
 def in_group(group: str) -> Callable[[JobRecord], bool]:
@@ -90,11 +101,12 @@ def in_group(group: str) -> Callable[[JobRecord], bool]:
         raise InvalidOption("group: the others are of many kinds; choose them by --type or --queue")
     if not _GROUP.fullmatch(group):
         raise InvalidOption(f"group: {shown(group)} is no fingerprint; see: packhorse list-failed --group")
-    return lambda job: fingerprint(_last_error(job)).hash == group
+    return lambda job: fingerprint_of(job).hash == group
 
 
-def _last_error(job: JobRecord) -> Any:
-    return job.errors[-1] if job.errors else None
+def fingerprint_of(job: JobRecord) -> Fingerprint:
+    """Answer what identifies the last error of a failed job."""
+    return fingerprint(job.errors[-1] if job.errors else None, job.type)
 
 
 def _failed_at_ms(job: JobRecord) -> int:
@@ -119,6 +131,7 @@ def groups_json(found: FailedGroups) -> dict[str, Any]:
     """Answer the JSON of all groups: the number of `jobs`, the `items`, and `others` or null."""
     return {
         "jobs": found.jobs,
+        "truncated": found.truncated,
         "items": [group_json(group) for group in found.groups],
         "others": None if found.others is None else group_json(found.others),
         "next": None,

@@ -9,6 +9,7 @@ from .admin_values import Answer, Health, Purged, QueueView, Stats, Sweep
 from .backends.base import Page, QueueCounts, Steered, WorkerInfo
 from .job import JobError, JobRecord, State
 from .shapes import instant_json, list_json, value_json
+from .story import Story, StoryLine
 from .why_facts import Explained
 
 
@@ -62,6 +63,31 @@ def _error_json(error: JobError) -> dict[str, Any]:
         "kind": error.kind,
         "message": error.message,
         "traceback": error.traceback,
+    }
+
+
+def story_line_json(line: StoryLine) -> dict[str, Any]:
+    """Answer the JSON of one thing that happened to a job."""
+    return {
+        "at": instant_json(line.at_ms),
+        "level": line.level,
+        "logger": line.logger,
+        "attempt": line.attempt,
+        "message": line.message,
+    }
+
+
+def story_json(story: Story, lines: Iterable[StoryLine]) -> dict[str, Any]:
+    """Answer the JSON of a job's story, of which `lines` are shown."""
+    job = story.job
+    return {
+        "id": job.id,
+        "type": job.type,
+        "queue": job.queue,
+        "state": str(job.state),
+        "attempt": job.attempt,
+        "left_out": story.left_out,
+        "items": [story_line_json(line) for line in lines],
     }
 
 
@@ -120,6 +146,7 @@ def worker_json(worker: WorkerInfo) -> dict[str, Any]:
         "started_at": instant_json(worker.started_at_ms),
         "lease_left_ms": worker.lease_left_ms,
         "version": worker.version,
+        "trouble": worker.trouble or None,
     }
 
 

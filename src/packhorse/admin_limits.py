@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -11,7 +11,7 @@ from .backends.base import Backend, Limit, Query
 from .errors import InvalidOption
 from .job import KEY_CHARS_MAX, check_name
 from .limiting import check_capable, clear_limit, set_limit
-from .limits import burst_of
+from .limits import burst_of, check_limit_change
 from .rates import rate_text
 
 
@@ -48,6 +48,20 @@ class AdminLimits:
     async def clear(self, job_type: str, key: str | None = None) -> bool:
         """Remove a limit; answers whether there was one. One of an app's code comes back when a worker starts."""
         return await clear_limit(self._backend, job_type, key)
+
+    async def named(self, job_type: str, key: str | None = None) -> Limit | None:
+        """Answer the limit of a type, or of a key of it; None: there is none. Raises Unsupported, InvalidOption."""
+        check_capable(self._backend)
+        wanted = Limit(type=job_type, key=key)
+        check_limit_change(wanted)
+        found = await self._backend.limits()
+        return next((limit for limit in found if (limit.type, limit.key) == (job_type, key)), None)
+
+    async def lift(self, job_type: str, key: str | None, part: Literal["rate", "concurrency"]) -> None:
+        """Lift one part of a limit; the other stays, as an operator's. Repeating is harmless."""
+        check_capable(self._backend)
+        change = Limit(type=job_type, key=key)
+        await self._backend.limits([msgspec.structs.replace(change, **{part: 0})])
 
     async def _is_known(self, job_type: str) -> bool:
         if any(job_type in worker.types for worker in await self._backend.workers()):

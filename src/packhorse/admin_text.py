@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .backends.base import BATCH_MAX, Query
+from .backends.messages import CURSOR_CHARS_MAX
 from .errors import InvalidOption
 from .job import KEY_CHARS_MAX, State, check_name
 from .options import read_instant_ms
 
-CURSOR_CHARS_MAX = 256
-
 
 def read_states(words: Iterable[str]) -> tuple[State, ...]:
-    """Read states, each word one or several joined by commas. Raises InvalidOption."""
+    """Read states, at least one, each word one or several joined by commas. Raises InvalidOption."""
     names = [name.strip() for word in words for name in word.split(",")]
     known = {str(state): state for state in State}
+    if not names:
+        raise InvalidOption(f"state: none is named; name some of {', '.join(known)}, or leave it out for all")
     for name in names:
         if name not in known:
             raise InvalidOption(f"state: {name[:40]!r} must be one of {', '.join(known)}")
@@ -24,7 +25,7 @@ def read_states(words: Iterable[str]) -> tuple[State, ...]:
 
 def read_query(
     *,
-    states: Iterable[str] = (),
+    states: Iterable[str] | None = None,
     queue: str | None = None,
     job_type: str | None = None,
     tag: str | None = None,
@@ -37,6 +38,7 @@ def read_query(
 ) -> Query:
     """Read a filter from text. Raises InvalidName or InvalidOption before anything reaches a store (FAILURES C9, C10).
 
+    What is None is not asked for; no states at all are refused, for nobody means all jobs by naming none.
     `created_from` and `created_before` are instants with an offset; `limit` is 1 to 1,000.
     """
     if not 1 <= limit <= BATCH_MAX:
@@ -46,7 +48,7 @@ def read_query(
     if cursor is not None and not (1 <= len(cursor) <= CURSOR_CHARS_MAX and cursor.isascii() and cursor.isprintable()):
         raise InvalidOption(f"cursor: {cursor[:40]!r} is not a cursor; use the `next` of the page before")
     return Query(
-        states=read_states(states),
+        states=() if states is None else read_states(states),
         queue=None if queue is None else check_name(queue, "queue"),
         type=None if job_type is None else check_name(job_type, "job type"),
         tag=None if tag is None else check_name(tag, "tag"),

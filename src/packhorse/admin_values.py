@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from .backends.base import QueueCounts, Steered
+from .backends.base import QueueCounts, Steered, WorkerInfo
 from .job import State
 
 #: Called with the number of jobs seen so far.
@@ -60,3 +60,13 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     queue: str
     counts: QueueCounts
     capacity: int | None = None
+
+
+def slots_taken(worker: WorkerInfo) -> int:
+    """Answer how many of a worker's slots have a job that runs, never more than it has slots.
+
+    The store counts all that the worker claimed, ahead of free slots too; the worker says what it had started when it
+    was last heard, and some of that may have ended since.
+    """
+    started = min(worker.busy, worker.running)
+    return min(started, worker.concurrency) if worker.concurrency > 0 else started

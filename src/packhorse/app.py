@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from . import codec
-from .backends.base import Backend, Capabilities, Enqueued, QueueCounts, Steered
-from .backends.opening import in_namespace, open_backend, redact
+from .backends.base import Capabilities, Enqueued, QueueCounts, Steered
+from .backends.opening import redact
 from .chance import CHANCE, Chance
 from .client import Job
 from .clock import SYSTEM_CLOCK, Clock
 from .composing import Composing, is_results
+from .connecting import Connecting
 from .context import Context
 from .enqueueing import Store
 from .errors import ConfigurationError, InvalidOption
+from .failing import Failing
 from .job import DELAY_MS_MAX, JobSpec, check_name
 from .limiting import Limiting
+from .measuring import Measuring
+from .observe.labels import LabelBounds
+from .observe.meters import Meters
 from .options import AT_MS, FULL_TIMEOUT_MS, over_defaults, read_options, settle_unique
 from .retry import Backoff
 from .scheduling import Scheduling, calling_module
@@ -29,6 +32,7 @@ from .task import Executor, Task
 from .transaction import Transaction, current
 
 if TYPE_CHECKING:
+    from .observe.failures import FailureHook
     from .parents import Results
     from .recurring import Declared, ScheduleHandle
     from .worker.local import LocalWorker
@@ -43,7 +47,7 @@ Middleware = Callable[[Context, Next], Awaitable[Any]]
 Lifespan = Callable[["Packhorse"], AbstractAsyncContextManager[Any]]
 
 
-class Packhorse(Scheduling, Composing, Limiting):
+class Packhorse(Connecting, Scheduling, Composing, Limiting, Measuring, Failing):
     """An app: tasks by type, and one store of jobs.
 
     `url` names the backend; without it `PACKHORSE_URL`, then `packhorse.toml`, then `sqlite:///packhorse.db`.
@@ -70,10 +74,12 @@ class Packhorse(Scheduling, Composing, Limiting):
         self.middlewares: list[Middleware] = []
         self.providers: dict[object, Callable[..., Any]] = {}
         self.enqueue_hooks: list[Callable[[JobSpec], JobSpec]] = []
+        self.failure_hooks: list[FailureHook] = []
         self.lifespan_hook = lifespan
+        #: What this process counts of the app: its jobs, runs and calls of the store.
+        self.meters = Meters(LabelBounds(queues=(name.partition("=")[0] for name in self.settings.queues)))
         self.portal = Portal()
-        self._backends: dict[asyncio.AbstractEventLoop, Backend] = {}
-        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Backend]] = {}
+        super().__init__()
         self._after_enqueue: Callable[[], Awaitable[None]] | None = None  # testing.inline runs the job here
 
     def __repr__(self) -> str:
@@ -164,6 +170,7 @@ class Packhorse(Scheduling, Composing, Limiting):
             if task.type in self.tasks:
                 raise ConfigurationError(f"the job type {task.type!r} has a task already; give this one another name")
             self.tasks[task.type] = task
+            self.meters.bounds.learn([task.type])
             return task
 
         return register(name) if callable(name) else register
@@ -204,15 +211,30 @@ class Packhorse(Scheduling, Composing, Limiting):
     # ---- enqueueing ------------------------------------------------------------------------------------
 
     def spec(
-        self, task: Task[..., Any] | str, payload: object = None, options: Mapping[str, Any] | None = None
+        self,
+        task: Task[..., Any] | str,
+        payload: object = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        checked: bool = False,
     ) -> JobSpec:
-        """Make a job of a task or of a type by name, checked against the task where it is registered here."""
+        """Make a job of a task or of a type by name, checked against the task where it is registered here.
+
+        `checked`: the payload is plain JSON as `codec.parse` answers it.
+        """
         job_type = task.type if isinstance(task, Task) else check_name(task, "job type")
         if options and "full_timeout" in options:
             raise InvalidOption("full_timeout: give it to enqueue or enqueue_many; it says how long the call may wait")
         known = self.tasks.get(job_type)
-        value: object = {} if payload is None else dict(payload) if isinstance(payload, Mapping) else payload
-        data = known.arguments.write(value) if known is not None else codec.encode(codec.to_plain(value))
+        if checked and payload is not None:
+            value = payload
+        else:
+            value = {} if payload is None else dict(payload) if isinstance(payload, Mapping) else payload
+            value = value if known is not None else codec.to_plain(value)
+        if known is not None:
+            data = known.arguments.write(value, checked=checked)
+        else:
+            data = codec.encode(value, checked=checked)
         fields = read_options(options) if options else {}
         return self.make_spec(job_type, data, over_defaults(known.defaults, fields) if known is not None else fields)
 
@@ -277,7 +299,8 @@ class Packhorse(Scheduling, Composing, Limiting):
             return await transaction.store(specs)
         if full_timeout_ms is None:
             full_timeout_ms = self.settings.enqueue_timeout_ms
-        store = Store(await self.backend(), self.chance, full_timeout_ms, self._after_enqueue, together=together)
+        backend, tracing = await self.backend(), self.tracing()
+        store = Store(backend, self.chance, full_timeout_ms, self._after_enqueue, together=together, tracing=tracing)
         return self.handles(specs, await store(specs))
 
     def handles(self, specs: list[JobSpec], answers: list[Enqueued]) -> list[Job[Any]]:
@@ -407,34 +430,7 @@ class Packhorse(Scheduling, Composing, Limiting):
         """Count jobs by queue and state."""
         return self.portal.call(self.acounts())
 
-    # ---- backends and workers --------------------------------------------------------------------------
-
-    async def backend(self) -> Backend:
-        """Answer this event loop's connection, opened when first asked for."""
-        loop = asyncio.get_running_loop()
-        backend = self._backends.get(loop)
-        if backend is None:
-            opening = self._opening.get(loop)
-            if opening is None:
-                opening = self._opening[loop] = loop.create_task(self._open(loop))
-            # All first callers wait for one connection; one that gives up does not take it from the others.
-            backend = await asyncio.shield(opening)
-        return backend
-
-    async def _open(self, loop: asyncio.AbstractEventLoop) -> Backend:
-        try:
-            for other in list(self._backends):  # other threads add and remove theirs meanwhile
-                left = self._backends.pop(other, None) if other.is_closed() else None
-                if left is not None:
-                    await left.close()
-            if not self._backends:
-                atexit.register(self.close)
-            backend = open_backend(in_namespace(self.settings.url, self.settings.namespace), self.clock)
-            await backend.open()
-            self._backends[loop] = backend
-            return backend
-        finally:
-            del self._opening[loop]
+    # ---- workers -------------------------------------------------------------------------------
 
     def worker(self, **options: Any) -> LocalWorker:
         """Make a worker that runs in this process and event loop: `async with app.worker(): ...`.
@@ -445,34 +441,6 @@ class Packhorse(Scheduling, Composing, Limiting):
         from .worker.local import LocalWorker
 
         return LocalWorker(self, **options)
-
-    async def aclose(self) -> None:
-        """Close this event loop's connection. The app can be used again."""
-        loop = asyncio.get_running_loop()
-        if loop in self._opening:
-            await asyncio.wait([self._opening[loop]])
-        backend = self._backends.pop(loop, None)
-        if backend is not None:
-            await backend.close()
-
-    def close(self) -> None:
-        """Close the connection of blocking code. The app can be used again."""
-        atexit.unregister(self.close)
-        if any(not loop.is_closed() for loop in list(self._backends)):
-            self.portal.call(self.aclose())
-        self.portal.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
 
 
 class _Registrar:

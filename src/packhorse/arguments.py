@@ -15,6 +15,7 @@ import msgspec
 
 from . import codec
 from .errors import ConfigurationError, InvalidPayload
+from .wording import quantity
 
 _EMPTY = inspect.Parameter.empty
 
@@ -98,17 +99,20 @@ class Arguments:
     def _name_positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(self._by_place):
             taken = f"{len(self._by_place)} taken by place: {', '.join(self._by_place)}"
-            raise InvalidPayload(f"{len(args)} arguments given, {taken}")
+            raise InvalidPayload(f"{quantity(len(args), 'argument')} given, {taken}")
         named = dict(zip(self._by_place, args, strict=False))
         twice = named.keys() & kwargs.keys()
         if twice:
             raise InvalidPayload(f"{min(twice)} is given twice")
         return named | kwargs
 
-    def write(self, payload: object) -> bytes:
-        """Check a payload against the handler and write it. Raises InvalidPayload with the place."""
-        plain = codec.to_plain(payload)
-        data = codec.encode(plain)
+    def write(self, payload: object, *, checked: bool = False) -> bytes:
+        """Check a payload against the handler and write it. Raises InvalidPayload with the place.
+
+        `checked`: it is plain JSON as `codec.parse` answers it, so only the handler is left to ask.
+        """
+        plain = payload if checked else codec.to_plain(payload)
+        data = codec.encode(plain, checked=checked)
         try:
             if self._whole:
                 convert(plain, self._hint("payload"))
@@ -149,9 +153,15 @@ class Arguments:
         return found
 
     def schema(self) -> dict[str, Any]:
-        """Answer the JSON Schema of the payload."""
-        kind = self._hint("payload") if self._whole else self._struct
-        return msgspec.json.schema(kind, schema_hook=_model_schema)
+        """Answer the JSON Schema of the payload: an object, or what the one parameter takes by itself."""
+        if self._whole or self._lone is None:
+            kind = self._hint("payload") if self._whole else self._struct
+            return msgspec.json.schema(kind, schema_hook=_model_schema)
+        kinds = [self._struct, self._hint(self._lone)]
+        (whole, alone), parts = msgspec.json.schema_components(kinds, schema_hook=_model_schema)
+        if parts.get(alone.get("$ref", "").rpartition("/")[2], alone).get("type") == "object":
+            return {**whole, "$defs": parts}  # an object is read by the parameters' names, always
+        return {"anyOf": [whole, {**alone, "not": {"type": "object"}}], "$defs": parts}
 
 
 def _type_hints(handler: Callable[..., Any]) -> dict[str, Any]:

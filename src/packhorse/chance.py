@@ -32,6 +32,10 @@ class Chance:
         """Answer a whole number from 0 to `limit - 1`."""
         return self._random.randrange(limit)
 
+    def bits(self, count: int) -> int:
+        """Answer `count` random bits."""
+        return self._random.getrandbits(count)
+
     def happens(self, likelihood: float) -> bool:
         """Answer True with this likelihood, 0.0 to 1.0."""
         return self._random.random() < likelihood

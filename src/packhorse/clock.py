@@ -7,6 +7,7 @@ boot clock measures how long something took or may still take, and goes on throu
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -23,6 +24,9 @@ class Clock(Protocol):
     def boot_ms(self) -> int:
         """Answer ms since an arbitrary start. Never jumps, counts suspend, shared by all processes."""
 
+    def boot_ns(self) -> int:
+        """Answer the same clock in ns, for measuring what is shorter than a ms."""
+
 
 class SystemClock:
     """The machine's own clocks."""
@@ -32,6 +36,30 @@ class SystemClock:
 
     def boot_ms(self) -> int:
         return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
+
+    def boot_ns(self) -> int:
+        return time.clock_gettime_ns(_BOOT_CLOCK)
+
+
+def thread_cpu_ns(ident: int) -> int | None:
+    """Answer the processor time a thread has used, ns; None where the system does not tell or the thread is gone.
+
+    `ident` must be of a thread that lives while the caller holds the interpreter lock: one of `threading.enumerate`.
+    """
+    try:
+        clock = thread_cpu_clock(ident)
+        return None if clock is None else time.clock_gettime_ns(clock)
+    except OSError:
+        return None
+
+
+def thread_cpu_clock(ident: int) -> int | None:
+    """Answer the system's number of the clock of a thread's processor time; None on macOS and Windows.
+
+    For `ident` see `thread_cpu_ns`. Raises OSError if the thread is gone.
+    """
+    clock_of: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)
+    return None if clock_of is None else clock_of(ident)
 
 
 class ManualClock:
@@ -46,6 +74,9 @@ class ManualClock:
 
     def boot_ms(self) -> int:
         return self._boot_ms
+
+    def boot_ns(self) -> int:
+        return self._boot_ms * 1_000_000
 
     def advance(self, ms: int) -> None:
         """Move both clocks on by `ms`, at least 0."""
@@ -67,6 +98,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def process_cpu_ms() -> float:
     """Answer the CPU time this process has used so far, ms."""
     return time.process_time_ns() / 1e6
+
+
+def wall_ns() -> int:
+    """Answer the wall clock in ns, as spans of traces have it. May jump."""
+    return time.time_ns()
 
 
 def precise_boot_ms() -> float:

@@ -1,7 +1,7 @@
 """What a payload or a result may be: plain JSON, strictly. One verdict on every way in.
 
 Python objects and JSON text take different roads to `check`, and there meet the same rules (RFC 8259 leaves
-them open; FAILURES C13 tells what happens without): finite numbers, whole numbers of 64 bits, valid Unicode
+them open; FAILURES C13 tells what happens without): finite numbers, whole numbers of signed 64 bits, valid Unicode
 without NUL, no key twice, at most `DEPTH_MAX` levels and `PAYLOAD_BYTES_MAX` bytes.
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from .errors import InvalidPayload, PayloadTooLarge
+from .wording import quantity
 
 PAYLOAD_BYTES_MAX = 1 << 20
 RESULT_BYTES_MAX = 1 << 20
@@ -33,8 +35,54 @@ class _HugeInt:
     pass
 
 
-def check(value: object, depth: int = 1, path: tuple[str | int, ...] = ()) -> None:
+def check(value: object, depth: int = 1) -> None:
     """Raise InvalidPayload, with the place, if `value` is not JSON that every backend keeps alike."""
+    if not _is_sound(value, depth):
+        _find_fault(value, depth, ())
+
+
+def _is_sound(value: object, depth: int) -> bool:
+    """Tell whether `_find_fault` would find nothing, without keeping account of places: that is half of the work."""
+    kind = type(value)
+    if kind is dict or kind is list or kind is tuple:
+        if depth > DEPTH_MAX:
+            return False
+        items: Iterable[object]
+        if kind is dict:
+            items = value.values()  # type: ignore[attr-defined]  # it is a dict
+            for key in value:  # type: ignore[attr-defined]
+                if type(key) is not str or not ((key.isascii() and "\0" not in key) or _is_text(key)):
+                    return False
+        else:
+            items = value  # type: ignore[assignment]  # it is a list or a tuple
+        for item in items:
+            kind = type(item)
+            if kind is str:
+                if not ((item.isascii() and "\0" not in item) or _is_text(item)):  # type: ignore[attr-defined, operator, arg-type]
+                    return False
+            elif not (item is None or kind is bool or _is_sound(item, depth + 1)):
+                return False
+        return True
+    if kind is str:
+        return _is_text(value)  # type: ignore[arg-type]  # it is a str
+    if kind is int:
+        return -INT_MAX - 1 <= value <= INT_MAX  # type: ignore[operator]  # it is an int
+    if kind is float:
+        return math.isfinite(value)  # type: ignore[arg-type]  # it is a float
+    return value is None or kind is bool
+
+
+def _is_text(text: str) -> bool:
+    if "\0" in text:
+        return False
+    try:
+        return text.isascii() or text.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _find_fault(value: object, depth: int, path: tuple[str | int, ...]) -> None:
+    """Raise InvalidPayload for the first place where `value` is not as it should be."""
     kind = type(value)
     if kind is str:
         _check_text(value, path)  # type: ignore[arg-type]  # it is a str
@@ -42,7 +90,7 @@ def check(value: object, depth: int = 1, path: tuple[str | int, ...] = ()) -> No
         return
     elif kind is int:
         if not -INT_MAX - 1 <= value <= INT_MAX:  # type: ignore[operator]  # it is an int
-            raise InvalidPayload("a whole number must fit in 64 bits; send it as text", _pointer(path))
+            raise InvalidPayload("a whole number must fit in signed 64 bits; send it as text", _pointer(path))
     elif kind is float:
         if not math.isfinite(value):  # type: ignore[arg-type]  # it is a float
             raise InvalidPayload("NaN and infinity are not JSON; send null or text", _pointer(path))
@@ -53,16 +101,16 @@ def check(value: object, depth: int = 1, path: tuple[str | int, ...] = ()) -> No
             if type(key) is not str:
                 raise InvalidPayload(f"keys must be text, not {type(key).__name__}", _pointer(path))
             _check_text(key, path)
-            check(item, depth + 1, (*path, key))
+            _find_fault(item, depth + 1, (*path, key))
     elif kind is list or kind is tuple:
         if depth > DEPTH_MAX:
             raise InvalidPayload(f"nested deeper than {DEPTH_MAX} levels", _pointer(path))
         for index, item in enumerate(value):  # type: ignore[arg-type]  # it is a list or a tuple
-            check(item, depth + 1, (*path, index))
+            _find_fault(item, depth + 1, (*path, index))
     elif kind is _Duplicate:
         raise InvalidPayload(f"the key {_short(value.key)} is there twice", _pointer(path))  # type: ignore[attr-defined]
     elif kind is _HugeInt:
-        raise InvalidPayload("a whole number must fit in 64 bits; send it as text", _pointer(path))
+        raise InvalidPayload("a whole number must fit in signed 64 bits; send it as text", _pointer(path))
     else:
         raise InvalidPayload(f"{kind.__name__} is not plain JSON", _pointer(path))
 
@@ -89,13 +137,17 @@ def _short(text: str) -> str:
     return ascii(text if len(text) <= 60 else text[:60] + "…")
 
 
-def encode(value: object, bytes_max: int = PAYLOAD_BYTES_MAX) -> bytes:
-    """Write `value`, which must be plain JSON, as bytes. Raises InvalidPayload, PayloadTooLarge."""
-    check(value)
+def encode(value: object, bytes_max: int = PAYLOAD_BYTES_MAX, *, checked: bool = False) -> bytes:
+    """Write `value`, which must be plain JSON, as bytes. Raises InvalidPayload, PayloadTooLarge.
+
+    `checked`: it is a part of what `parse` answered, at its depth.
+    """
+    if not checked:
+        check(value)
     data = _encode(value)
     if len(data) > bytes_max:
         raise PayloadTooLarge(
-            f"{len(data):,} bytes; at most {bytes_max:,} are allowed. Store it elsewhere, send its name"
+            f"{quantity(len(data), 'byte')}; at most {bytes_max:,} are allowed. Store it elsewhere, send its name"
         )
     return data
 
@@ -119,26 +171,26 @@ def _dump_model(value: object) -> object:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def parse(text: str | bytes, bytes_max: int = PAYLOAD_BYTES_MAX) -> Any:
-    """Read JSON text from outside, strictly. Raises InvalidPayload, PayloadTooLarge."""
+def parse(text: str | bytes, bytes_max: int = PAYLOAD_BYTES_MAX, *, depth: int = 1) -> Any:
+    """Read JSON text from outside, strictly. Raises InvalidPayload, PayloadTooLarge.
+
+    `depth` is where its top level counts: below 1 for a document with payloads in it.
+    """
     size = len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode(errors="surrogatepass"))
     if size > bytes_max:
-        raise PayloadTooLarge(f"{size:,} bytes; at most {bytes_max:,} are allowed. Store it elsewhere, send its name")
+        raise PayloadTooLarge(
+            f"{quantity(size, 'byte')}; at most {bytes_max:,} are allowed. Store it elsewhere, send its name"
+        )
     try:
         document = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(
-            document,
-            object_pairs_hook=_unique_pairs,
-            parse_int=_small_int,
-            parse_constant=lambda name: math.nan if name == "NaN" else math.inf,
-        )
+        value = _read_strictly(document)
     except UnicodeDecodeError as error:
         raise InvalidPayload(f"not UTF-8: byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise InvalidPayload(f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise InvalidPayload(f"nested deeper than {DEPTH_MAX} levels") from None
-    check(value)
+    check(value, depth)
     return value
 
 
@@ -152,6 +204,16 @@ def _unique_pairs(pairs: list[tuple[str, object]]) -> object:
 
 def _small_int(digits: str) -> int | _HugeInt:
     return int(digits) if len(digits) <= 20 else _HugeInt()
+
+
+def _not_finite(name: str) -> float:
+    return math.nan if name == "NaN" else math.inf
+
+
+#: Made once: `json.loads` would make one a call.
+_read_strictly = json.JSONDecoder(
+    object_pairs_hook=_unique_pairs, parse_int=_small_int, parse_constant=_not_finite
+).decode
 
 
 def decode(data: bytes) -> Any:
@@ -168,7 +230,7 @@ def clean_text(text: str, chars_max: int) -> str:
     """Make text from outside storable everywhere: valid Unicode, no NUL, the middle cut out past `chars_max`."""
     if len(text) > chars_max:
         half = chars_max // 2
-        text = f"{text[:half]}\n… {len(text) - chars_max:,} characters left out …\n{text[-half:]}"
+        text = f"{text[:half]}\n… {quantity(len(text) - chars_max, 'character')} left out …\n{text[-half:]}"
     clean = text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
     # Escapes are longer than what they stand for: cut again, now that nothing is left to escape.
     return clean if len(clean) <= len(text) or len(clean) <= chars_max else clean_text(clean, chars_max)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
 
 from . import codec
 from .backends.base import Note, Settlement, Verdict
+from .enqueueing import follow
 from .errors import InvalidOption, InvalidPayload, LeaseLost, PackhorseError
 from .job import Claimed, JobSpec, State
 from .outcome import Fail
@@ -31,6 +32,23 @@ NOTE_CHARS_MAX = 500
 _steps_guard = threading.Lock()
 
 
+class _JobLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds the job to the `extra=` that is given, in place of putting it there alone."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return msg, {**kwargs, "extra": {**(kwargs.get("extra") or {}), **(self.extra or {})}}
+
+
+class Mark(Protocol):
+    """Where it is put down whether a job has begun: `worker.marks`."""
+
+    def wait(self) -> None:
+        """Put down that it has not."""
+
+    def begin(self) -> None:
+        """Put down that it begins. From any thread."""
+
+
 class Context:
     """The running job as its handler sees it. Ask for it by annotation: `def handler(ctx: Context, ...)`."""
 
@@ -44,6 +62,8 @@ class Context:
         self._restart: Callable[[], None] | None = None
         self._reach: Reach | None = None
         self._steps: Steps | None = None
+        #: Where it is put down whether the handler has begun, if it may have to wait for a thread or a process.
+        self.mark: Mark | None = None
         #: Whether the run has settled its job in a transaction of its own, which may be committed or not.
         self.settled = False
         #: Whether the run waits for a place, which its time-out does not count.
@@ -97,11 +117,10 @@ class Context:
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose lines carry the job."""
-        return logging.LoggerAdapter(
-            logging.getLogger("packhorse.job"),
-            {"job_id": self._job.id, "job_type": self._job.type, "attempt": self._job.attempt},
-        )
+        """A logger whose lines carry the job, in threads of the handler's own too. Lines of any other do as well."""
+        job = self._job
+        about = {"job_id": job.id, "job_type": job.type, "queue": job.queue, "attempt": job.attempt}
+        return _JobLogger(logging.getLogger("packhorse.job"), about)
 
     @property
     def cancelled(self) -> bool:
@@ -133,6 +152,8 @@ class Context:
         spec = self.app.spec(task, payload, options)
         if self._job.workflow is not None and spec.workflow is None:
             spec = msgspec.structs.replace(spec, workflow=self._job.workflow)
+        tracing = self.app.tracing()
+        spec = follow(self._job, [spec])[0] if tracing is None else tracing.created(spec)
         self.follow_ups.append(spec)
         return spec.id
 

@@ -55,7 +55,7 @@ async def examine(backend: Backend) -> Diagnosis:
         async with asyncio.timeout(TIMEOUT_MS / 1000):
             return await _examine(backend)
     except TimeoutError:
-        return _diagnose(Checkup(), [_unreachable(f"no answer within {TIMEOUT_MS / 1000:g} s")])
+        return _diagnose(None, [_unreachable(f"no answer within {TIMEOUT_MS / 1000:g} s")])
     finally:
         await backend.close()
 
@@ -64,7 +64,7 @@ async def _examine(backend: Backend) -> Diagnosis:
     try:
         checkup = await backend.checkup()
     except Unavailable as error:
-        return _diagnose(Checkup(), [_unreachable(str(error))])
+        return _diagnose(None, [_unreachable(str(error))])
     findings: list[Finding] = []
     if checkup.ready:
         try:
@@ -110,12 +110,15 @@ async def _workers(backend: Backend) -> Finding:
     return good_if(count > 0, "workers", count, "nobody runs jobs now", "start one: packhorse worker APP", warn=True)
 
 
-def _diagnose(checkup: Checkup, findings: list[Finding]) -> Diagnosis:
+def _diagnose(checkup: Checkup | None, findings: list[Finding]) -> Diagnosis:
+    """Put together what was found; `checkup` None: the store could not be asked."""
+    unknown = "not known: the store does not answer" if checkup is None else "not known: this backend does not say"
+    checkup = checkup or Checkup()
     found = (*checkup.findings, *findings)
     promise = []
     for line in Line:
         because = tuple(finding.check for finding in found if line in finding.breaks)
-        says = checkup.promise.get(line, "not known: this backend does not say")
+        says = checkup.promise.get(line, unknown)
         promise.append(
             PromiseLine(line=line, says=says, holds=not because and line in checkup.promise, because=because)
         )

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from . import codec
 from .backends.base import BATCH_MAX, Backend, Bound, Enqueued
 from .chance import Chance, is_named_id
 from .errors import IdempotencyConflict, QueueFull
-from .job import JobRecord, JobSpec
+from .job import Claimed, JobRecord, JobSpec
+from .observe.current import CURRENT_JOB
+
+if TYPE_CHECKING:
+    from .observe.spans import Tracing
 
 #: Between two looks whether a full queue has room. A random part of it, so that many producers do not come at once.
 _PAUSE_MS_MIN = 10
 _PAUSE_MS_MAX = 250
 
+#: Bytes of payloads in one move, about: what travels to a server has an end. Jobs that belong together are one move
+#: all the same.
+MOVE_BYTES = 8 << 20
+
 Hook = Callable[[], Awaitable[None]]
+
+
+def follow(job: Claimed, specs: Sequence[JobSpec]) -> Sequence[JobSpec]:
+    """Answer jobs that a run of `job` enqueues, in the trace that this one carries: where no spans are made."""
+    if not job.meta:
+        return specs
+    from .observe.trace_context import passed_on
+
+    return passed_on(specs, job.meta)
 
 
 class Store:
@@ -32,29 +50,53 @@ class Store:
         on_stored: Hook | None = None,
         *,
         together: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         self._backend = backend
         self._chance = chance
         self._full_timeout_ms = full_timeout_ms
         self._on_stored = on_stored
         self._together = together
+        self._tracing = tracing
 
     async def __call__(self, specs: Sequence[JobSpec]) -> list[Enqueued]:
-        """Store jobs and answer in their order, at most 1,000 in one move.
+        """Store jobs and answer in their order, at most 1,000 in one move, and about 8 MiB of payloads.
 
         Where a queue is full, waits for room, and what does not fit at once is stored in pieces: each whole or not at
         all, those with parents in the same call together. Raises QueueFull, whose `stored` says how many jobs from the
         front were stored, and IdempotencyConflict. Cancelling it stops the wait; pieces that were stored stay.
         """
-        await self._check_named(specs)
+        if self._tracing is not None:
+            with self._tracing.sending(specs) as sent:
+                return await self._store(sent)
+        job = CURRENT_JOB.get()
+        return await self._store(specs if job is None else follow(job, specs))
+
+    async def _store(self, specs: Sequence[JobSpec]) -> list[Enqueued]:
+        if len(specs) > 1:  # of one job alone nothing is stored before the answer tells
+            await self._check_named(specs)
         answers: list[Enqueued] = []
-        for start in range(0, len(specs), BATCH_MAX):
+        for batch in self._batches(specs):
             try:
-                await self._store_batch(specs[start : start + BATCH_MAX], answers)
+                await self._store_batch(batch, answers)
             except QueueFull as full:
                 full.stored = len(answers)
                 raise
         return answers
+
+    def _batches(self, specs: Sequence[JobSpec]) -> Iterator[Sequence[JobSpec]]:
+        for start in range(0, len(specs), BATCH_MAX):
+            batch = specs[start : start + BATCH_MAX]
+            if self._together or sum(len(spec.payload) for spec in batch) <= MOVE_BYTES or _belong_together(batch):
+                yield batch
+                continue
+            first = size = 0
+            for place, spec in enumerate(batch):
+                if place > first and size + len(spec.payload) > MOVE_BYTES:
+                    yield batch[first:place]
+                    first, size = place, 0
+                size += len(spec.payload)
+            yield batch[first:]
 
     async def _store_batch(self, batch: Sequence[JobSpec], answers: list[Enqueued]) -> None:
         wait: _Wait | None = None
@@ -84,8 +126,6 @@ class Store:
 
     async def _check_named(self, specs: Sequence[JobSpec]) -> None:
         """Refuse a call of several jobs, before any is stored, for one whose idempotency key belongs to another."""
-        if len(specs) < 2:
-            return  # one job: nothing else is stored before the answer tells
         named: dict[str, JobSpec] = {}
         for spec in specs:
             if is_named_id(spec.id) and not _is_same(spec, named.setdefault(spec.id, spec)):

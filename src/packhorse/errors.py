@@ -12,11 +12,14 @@ PackhorseError
 │   ├── UnknownParent        `after` names a job that is not there
 │   ├── QueueFull            the queue is at its capacity; try later
 │   ├── ResultsTooLarge      the results of a job's parents are too many bytes to be handed over at once
+│   ├── Forbidden            the caller's token does not grant the right to this
+│   ├── OutOfScope           the caller's token is for other queues than this concerns
 │   └── Unsupported          this backend cannot do it, by the name of the capability
 ├── NotFound                 no job, queue or worker of that name
 ├── ConfigurationError       a URL, setting or file that cannot work as given
 │   └── SchemaMismatch       the store was made by another version
 ├── Unavailable              the backend does not answer now; trying again may help
+│   └── StoreFull            it answers and has no room: free some, and all goes on by itself
 ├── LeaseLost                the job belongs to another run by now: nothing this run does counts any more
 ├── ResultTimeout            the job has not ended within the time given
 ├── WorkflowFailed           asked for the results of a workflow that did not come to its end
@@ -26,6 +29,8 @@ PackhorseError
 """
 
 from __future__ import annotations
+
+from .wording import quantity
 
 
 class PackhorseError(Exception):
@@ -98,7 +103,7 @@ class QueueFull(Refused):
     """The queue holds as many jobs as its capacity allows."""
 
     def __init__(self, queue: str, capacity: int, retry_after_ms: int = 1_000) -> None:
-        super().__init__(f"queue {queue!r} is full ({capacity} jobs); try again later")
+        super().__init__(f"queue {queue!r} is full ({quantity(capacity, 'job')}); try again later")
         self.queue = queue
         self.capacity = capacity
         self.retry_after_ms = retry_after_ms
@@ -111,11 +116,27 @@ class ResultsTooLarge(Refused):
 
     def __init__(self, parents: int, bytes_max: int) -> None:
         super().__init__(
-            f"the results of {parents:,} parents are more than {bytes_max:,} bytes; fetch them one by one: "
+            f"the results of {quantity(parents, 'parent')} are more than {bytes_max:,} bytes; fetch them one by one: "
             "await ctx.app.job(parent.id).aresult() for each parent of ctx.parents()"
         )
         self.parents = parents
         self.bytes_max = bytes_max
+
+
+class Forbidden(Refused):
+    """The caller is known and may not do this. Rights may come back, so that no outcome of a job depends on it."""
+
+
+class OutOfScope(Refused):
+    """The caller may use the queues `allowed` only, and this is for `queue`, or for all (None)."""
+
+    def __init__(self, allowed: frozenset[str], queue: str | None = None, what: str = "this") -> None:
+        about = "all queues" if queue is None else f"the queue {shown(queue, 128)}"
+        super().__init__(
+            f"{what} concerns {about}, and this caller may use {', '.join(sorted(allowed))} only; "
+            "use a token that is for more, or name a queue of its own"
+        )
+        self.queue = queue
 
 
 class Unsupported(Refused):
@@ -145,6 +166,10 @@ class SchemaMismatch(ConfigurationError):
 
 class Unavailable(PackhorseError):
     """The backend did not answer in time. What was asked may or may not have been done."""
+
+
+class StoreFull(Unavailable):
+    """The store answers and has no room on its disk or in its memory; nothing of the call was stored."""
 
 
 class LeaseLost(PackhorseError):

@@ -1,4 +1,4 @@
-"""What makes two failures the same: their kind, the text without what varies, and the place in the code. No I/O.
+"""What makes two failures the same: their kind, the text without what varies, and where it happened. No I/O.
 
 Every pattern here is possessive or of bounded length, and the text is bounded too: hostile errors cost linear time
 (FAILURES C24).
@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from .job import JobError
+from .job import LAPSED, JobError
 
 #: Of a message, so much is looked at; of what is left without what varies, so much counts.
 _MESSAGE_CHARS_READ = 16_384
@@ -52,12 +52,18 @@ _HEX_CHARS_MIN = 8
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 
-def fingerprint(error: JobError | None) -> Fingerprint:
-    """Answer what identifies an error: kind, message without what varies, file and function where it was raised."""
+def fingerprint(error: JobError | None, job_type: str) -> Fingerprint:
+    """Answer what identifies an error: kind, message without what varies, file and function where it was raised.
+
+    A lapse was raised nowhere: there the type of the job counts. A job that ends its process takes those beside it
+    along, and all of them have the same error.
+    """
     if error is None:
         return NONE
     text = generalize(error.message)
     place = innermost(error.traceback)
+    if not place and error.kind == LAPSED:
+        place = job_type
     data = "\0".join((error.kind, text, place)).encode("utf-8", "surrogatepass")
     title = f"{error.kind[:_NAME_CHARS_MAX]}: {text}" if text else error.kind[:_NAME_CHARS_MAX]
     if len(title) > _TITLE_CHARS_MAX:

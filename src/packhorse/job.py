@@ -72,6 +72,10 @@ REPLACED = "Replaced"
 #: Durable steps a job may remember, and bytes they may have in all.
 STEPS_MAX = 1_000
 STEPS_BYTES_MAX = 4_194_304
+#: Among them, and not counted with them, what its runs logged: names that no step can have. See `observe.job_log`.
+LOG_PREFIX = "~log."
+LOGS_KEPT_MAX = 8
+LOG_BYTES_MAX = 32_768
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

@@ -85,6 +85,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     delay_ms: int | None = None
 
 
+#: What an error is called whose job is of a type that no worker knows.
+UNKNOWN_TYPE = "UnknownType"
 SUCCEEDED = Outcome(Kind.SUCCEEDED)
 RELEASED = Outcome(Kind.RELEASED)
 #: Of a run that succeeded, if its `settle_in` did not take effect: its effects did not either.
@@ -153,7 +155,7 @@ def crashed(how: str) -> Outcome:
 
 def unknown(job_type: str) -> Outcome:
     """The outcome for a type that is not registered in this worker."""
-    return Outcome(Kind.UNKNOWN, error_kind="UnknownType", message=f"no worker knows the job type {job_type!r}")
+    return Outcome(Kind.UNKNOWN, error_kind=UNKNOWN_TYPE, message=f"no worker knows the job type {job_type!r}")
 
 
 def _text(error: BaseException) -> str:
@@ -163,7 +165,17 @@ def _text(error: BaseException) -> str:
         raise
     except BaseException as broken:  # the user's __str__ is the user's code, and may even exit
         text = f"({type(error).__name__}, whose text raised {type(broken).__name__})"
-    return codec.clean_text(text, MESSAGE_CHARS_MAX)
+    return kept_text(text, MESSAGE_CHARS_MAX)
+
+
+def kept_text(text: str, chars_max: int) -> str:
+    """Answer what is kept of a text about an error: bounded, storable, without passwords in URLs (FAILURES C20)."""
+    text = codec.clean_text(text, 16 * chars_max)
+    if "://" in text:
+        from .redaction import without_passwords
+
+        text = without_passwords(text)
+    return codec.clean_text(text, chars_max)
 
 
 def _traceback(error: BaseException) -> str:
@@ -183,7 +195,7 @@ def _traceback(error: BaseException) -> str:
             text = f"{type(cause).__name__}: {_text(cause)}\n\nwhich led to\n\n{text}"
     except Exception as broken:  # never let the report of an error become the error
         text = f"(no traceback: {type(broken).__name__})"
-    return codec.clean_text(text, TRACEBACK_CHARS_MAX)
+    return kept_text(text, TRACEBACK_CHARS_MAX)
 
 
 def _is_ours(module: object) -> bool:

@@ -12,6 +12,7 @@ from .arguments import convert
 from .backends.base import BATCH_MAX
 from .errors import ResultsTooLarge
 from .job import JobRecord, State
+from .wording import quantity
 
 T = TypeVar("T")
 
@@ -60,13 +61,17 @@ class Results(Mapping[str, Any]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        return f"<Results of {len(self)} parents: {', '.join(list(self)[:10])}{'…' if len(self) > 10 else ''}>"
+        return (
+            f"<Results of {quantity(len(self), 'parent')}: {', '.join(list(self)[:10])}{'…' if len(self) > 10 else ''}>"
+        )
 
     @property
     def only(self) -> Any:
         """The result of the one parent, as in a chain. Raises LookupError if there are more or none."""
         if len(self._values) != 1:
-            raise LookupError(f"this job has {len(self._values)} parents, not one; take them by name: {self!r}")
+            raise LookupError(
+                f"this job has {quantity(len(self._values), 'parent')}, not one; take them by name: {self!r}"
+            )
         return next(iter(self._values.values()))
 
     def read(self, name: str, kind: type[T]) -> T:

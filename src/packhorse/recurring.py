@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import msgspec
+
 from .backends.base import BATCH_MAX, Backend, Enqueued, Schedule, ScheduleChange
 from .client import Job
 from .clock import to_datetime
@@ -101,7 +103,9 @@ async def sync(app: Packhorse, backend: Backend) -> None:
     for name, definition in wanted.items():
         held = stored.get(name)
         if held is None or (held.source == source and definition_of(held) != definition_of(definition)):
-            changes.append(ScheduleChange(name=name, define=definition))
+            # Runners that start at once all write the same. The store keeps the template of the first, known by its id.
+            spec = msgspec.structs.replace(definition.spec, id=app.chance.id(app.clock.now_ms()))
+            changes.append(ScheduleChange(name=name, define=msgspec.structs.replace(definition, spec=spec)))
         elif held.source != source:
             log.warning(
                 "the schedule %s of this app is not used: %s has one of that name; remove that (packhorse schedules "
@@ -115,18 +119,20 @@ async def sync(app: Packhorse, backend: Backend) -> None:
         for name, held in stored.items()
         if held.source == source and name not in wanted
     ]
+    taken: set[str] = set()
     for start in range(0, len(changes), BATCH_MAX):
-        await backend.schedules(changes[start : start + BATCH_MAX])
+        taken |= {one.spec.id for one in await backend.schedules(changes[start : start + BATCH_MAX])}
     for change in changes:
-        if change.removed:
+        if change.define is not None:
+            if change.define.spec.id in taken:
+                log.info("the schedule %s is defined as the code says", change.name)
+        else:
             log.warning(
                 "the schedule %s is removed: the code of the app %r has it no more (if another app is called that too, "
                 "name them: Packhorse(name='...'))",
                 change.name,
                 app.name,
             )
-        else:
-            log.info("the schedule %s is defined as the code says", change.name)
 
 
 def check_capable(wanted: Mapping[str, Schedule], backend: Backend) -> None:

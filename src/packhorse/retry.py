@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
-from .backends.base import Settlement
+from .backends.base import Settlement, WorkerInfo
 from .chance import Chance
 from .job import Claimed, JobError, State
-from .outcome import Kind, Outcome
+from .outcome import UNKNOWN_TYPE, Kind, Outcome
 
 #: How long a job that no worker knows is offered around before it fails: time for a rolling release.
 PARK_MS = 600_000
@@ -37,7 +39,7 @@ class Backoff(msgspec.Struct, frozen=True):
 def decide(
     job: Claimed, outcome: Outcome, backoff: Backoff, chance: Chance, now_ms: int, park_ms: int = PARK_MS
 ) -> Settlement:
-    """Turn the end of a run into the settlement of its attempt. `park_ms` bounds how long a job may be parked."""
+    """Turn the end of a run into the settlement of its attempt. `park_ms`: how long a job may be parked; see `hear`."""
     match outcome.kind:
         case Kind.SUCCEEDED:
             return Settlement(id=job.id, token=job.token, state=State.SUCCEEDED, result=outcome.result)
@@ -56,6 +58,29 @@ def decide(
         return Settlement(id=job.id, token=job.token, state=State.FAILED, error=error)
     delay_ms = outcome.delay_ms if outcome.delay_ms is not None else backoff.delay_ms(job.attempt, chance)
     return Settlement(id=job.id, token=job.token, state=_again(delay_ms), delay_ms=delay_ms, error=error)
+
+
+def names_type(worker: WorkerInfo, queue: str, job_type: str) -> bool:
+    """Answer whether a worker takes from `queue` and says that it knows `job_type`; one without types says nothing."""
+    return queue in worker.queues and job_type in worker.types
+
+
+def is_unheard(outcome: Outcome, settlement: Settlement) -> bool:
+    """Answer whether `settlement` would fail a job for a type nobody knows: before that, see `hear`."""
+    return settlement.state is State.FAILED and outcome.kind is Kind.UNKNOWN and outcome.error_kind == UNKNOWN_TYPE
+
+
+def hear(job: Claimed, failure: Settlement, workers: Iterable[WorkerInfo], holder: str | None = None) -> Settlement:
+    """Answer `failure`, or park the job on: one of the live `workers` may be busy for long and knows its type.
+
+    `holder`, the worker that does not know the type after all, has no say where it names that type itself.
+    """
+    naming = {worker.id for worker in workers if names_type(worker, job.queue, job.type)}
+    if not naming or holder in naming:
+        return failure
+    return Settlement(
+        id=job.id, token=job.token, state=State.SCHEDULED, delay_ms=PARK_DELAY_MS_MAX, refund=True, park=True
+    )
 
 
 def _again(delay_ms: int) -> State:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 import os
 import re
-import tomllib
 import warnings
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .errors import ConfigurationError, InvalidOption, shown
+from .wording import quantity
+
+if TYPE_CHECKING:
+    from .webhook import Webhook
 
 DEFAULT_URL = "sqlite:///packhorse.db"
 
@@ -47,14 +51,21 @@ def duration_ms(value: object, what: str, max_ms: int = 10 * 366 * 86_400_000) -
     else:
         raise InvalidOption(f"{what}: {shown(value)} is not a duration; write seconds or text as '30s'")
     if not 0 <= ms <= max_ms:
-        raise InvalidOption(f"{what}: {shown(value)} is out of bounds; allowed is 0 to {max_ms // 1000} seconds")
+        raise InvalidOption(
+            f"{what}: {shown(value)} is out of bounds; allowed is 0 to {quantity(max_ms // 1000, 'second')}"
+        )
     return max(1, round(ms)) if ms > 0 else 0
+
+
+class SettingsWarning(UserWarning):
+    """Two names of the environment say different things of one setting."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of a process, read and checked. Durations are ms."""
 
     url: str = DEFAULT_URL
+    token: str | None = None
     store: str | None = None
     namespace: str = "packhorse"
     queues: tuple[str, ...] = ("default",)
@@ -72,6 +83,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_cancelled_ms: int = 86_400_000
     log_level: str = "info"
     log_format: str = "console"
+    log_jobs: str = "some"
+    keep_log: str = "info"
+    metrics: str | None = None
+    tracing: str = "off"
+    tracing_sample: float = 1.0
+    blocked_ms: int = 500
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tokens: tuple[str, ...] = ()
+    tokens_file: str = "packhorse-tokens.json"
+    allowed_hosts: tuple[str, ...] = ()
+    redact: tuple[str, ...] = ()
+    read_timeout_ms: int = 30_000
+    write_timeout_ms: int = 30_000
+    webhooks: tuple[Webhook, ...] = ()
+    webhooks_allow: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Write all but secrets (FAILURES C20): of the URL the scheme only, passwords may be anywhere in the rest."""
+        hidden = {"url": f"{self.url.partition('://')[0][:40]}://…", "token": self.token and "***"}
+        if "@" in self.tracing:
+            hidden["tracing"] = "…"
+        fields = msgspec.structs.asdict(self) | hidden
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
 
 def _positive(text: object, what: str) -> int:
@@ -92,6 +127,63 @@ def _capacity(text: object, what: str) -> int:
     return number
 
 
+def _port(text: object, what: str) -> int:
+    number = text if isinstance(text, int) and not isinstance(text, bool) else -1
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{1,5}", text.strip()):
+        number = int(text)
+    if not 0 <= number <= 65_535:
+        raise ConfigurationError(f"{what}={shown(text)} must be a port, from 1 to 65535, or 0 for a free one")
+    return number
+
+
+def _host(text: object, what: str) -> str:
+    host = str(text).strip()
+    if host.startswith("[") and host.endswith("]"):  # as in a URL
+        host = host[1:-1]
+    if not re.fullmatch(r"[A-Za-z0-9._:%-]{1,253}", host):
+        raise ConfigurationError(f"{what}={shown(text)} must be an address or a name, as 127.0.0.1, ::1 or localhost")
+    return host
+
+
+def _address(text: object, what: str) -> str:
+    """Read `PORT` or `ADDRESS:PORT`; answers `ADDRESS:PORT`, 127.0.0.1 unless another is named."""
+    host, _, port = str(text).strip().rpartition(":")
+    return f"{_host(host or '127.0.0.1', what)}:{_port(port, what)}"
+
+
+def _tracing(text: object, what: str) -> str:
+    """Read `off`, `on` or the http(s) URL of an OTLP receiver."""
+    word = str(text).strip()
+    if word.lower() in {"off", "on"}:
+        return word.lower()
+    if not re.fullmatch(r"https?://[^\s]{1,500}", word):
+        raise ConfigurationError(
+            f"{what}={shown(text)} must be off, on (then OTEL_EXPORTER_OTLP_ENDPOINT or the program says where to), "
+            "or the URL of an OTLP receiver, as http://127.0.0.1:4318"
+        )
+    return word
+
+
+def _share(text: object, what: str) -> float:
+    try:
+        share = float(str(text))
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise ConfigurationError(f"{what}={shown(text)} must be from 0 to 1: the share of traces that are kept")
+    return share
+
+
+def _seconds_at_least(lowest_ms: int) -> Any:
+    def read(text: object, what: str) -> int:
+        ms = _duration(text, what)
+        if not lowest_ms <= ms <= 3_600_000:
+            raise ConfigurationError(f"{what}={shown(text)} must be from {lowest_ms // 1000}s to 1h")
+        return ms
+
+    return read
+
+
 def _words(text: object, what: str) -> tuple[str, ...]:
     if isinstance(text, Mapping):
         text = [f"{name}={weight}" for name, weight in text.items()]
@@ -100,6 +192,53 @@ def _words(text: object, what: str) -> tuple[str, ...]:
     if not names:
         raise ConfigurationError(f"{what} must name at least one queue, as 'a,b' or 'a=6,b=1'")
     return names
+
+
+def _list_of(what_it_is: str, pattern: str) -> Any:
+    """Answer a reader of a list of words, each matching `pattern`; an empty list is fine."""
+
+    def read(text: object, what: str) -> tuple[str, ...]:
+        items = text.split(",") if isinstance(text, str) else text if isinstance(text, list | tuple) else [text]
+        words = tuple(str(item).strip() for item in items if str(item).strip())
+        for word in words:
+            if not re.fullmatch(pattern, word):
+                raise ConfigurationError(f"{what}: {shown(word)} is no {what_it_is}")
+        return words
+
+    return read
+
+
+#: Characters of a token, and how many of them at least: 22 carry 128 bits where all are as likely.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{22,512}", re.ASCII)
+_TOKEN_PREFIX = re.compile(
+    r"((?:read|submit|work|admin)(?:@[A-Za-z0-9._-]{1,128}(?:\+[A-Za-z0-9._-]{1,128})*)?):", re.ASCII
+)
+_TOKEN_VARIETY_MIN = 8
+
+
+def _tokens(text: object, what: str) -> tuple[str, ...]:
+    """Read `[ROLE[@queue+queue]:]TOKEN, …` and keep only the hash of each token: `ROLE[@queue+queue]:sha256:HEX`.
+
+    So no value of the settings ever holds a token. No message repeats one either.
+    """
+    items = text.split(",") if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else [text]
+    read = []
+    for number, item in enumerate((str(item).strip() for item in items if str(item).strip()), start=1):
+        prefix = _TOKEN_PREFIX.match(item)
+        scope, token = (prefix[1], item[prefix.end() :]) if prefix is not None else ("admin", item)
+        digest = token.removeprefix("sha256:").lower()
+        if not token.startswith("sha256:"):
+            if not _TOKEN.fullmatch(token) or len(set(token)) < _TOKEN_VARIETY_MIN:
+                raise ConfigurationError(
+                    f"{what}: token {number} must be 22 to 512 characters of A-Z a-z 0-9 . _ ~ + / = - that nobody can "
+                    "guess, after an optional role and queues, as read: or work@mail+default: ; "
+                    "make one with: packhorse tokens create NAME"
+                )
+            digest = sha256(token.encode()).hexdigest()
+        elif not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ConfigurationError(f"{what}: token {number} must have 64 hexadecimal digits after sha256:")
+        read.append(f"{scope}:sha256:{digest}")
+    return tuple(read)
 
 
 def _text(text: object, what: str) -> str:
@@ -136,8 +275,22 @@ def _retries_as_attempts(text: object, what: str) -> int:
     return _positive(number + 1, what)
 
 
+# Webhooks are the server's: whoever has none loads nothing of them.
+def _webhooks(value: object, what: str) -> tuple[Webhook, ...]:
+    from .webhook import read_webhooks
+
+    return read_webhooks(value, what)
+
+
+def _webhooks_allow(value: object, what: str) -> tuple[str, ...]:
+    from .webhook import read_networks
+
+    return read_networks(value, what)
+
+
 _READERS: dict[str, Any] = {
     "url": _text,
+    "token": _text,
     "store": _text,
     "namespace": _text,
     "queues": _words,
@@ -155,6 +308,25 @@ _READERS: dict[str, Any] = {
     "keep_cancelled_ms": _duration,
     "log_level": _choice("debug", "info", "warning", "error"),
     "log_format": _choice("console", "json"),
+    "log_jobs": _choice("some", "all", "none"),
+    "keep_log": _choice("debug", "info", "warning", "error", "off"),
+    "metrics": _address,
+    "tracing": _tracing,
+    "tracing_sample": _share,
+    "blocked_ms": _duration,
+    "host": _host,
+    "port": _port,
+    "tokens": _tokens,
+    "tokens_file": _text,
+    "allowed_hosts": _list_of(
+        "host name; write names or addresses as a URL has them, as jobs.example.com, *.example.com, 10.0.0.5:8080",
+        r"(\*\.)?[A-Za-z0-9_-]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?",
+    ),
+    "redact": _list_of("part of a key; write words of 2 to 64 letters, digits, _ or -", r"[A-Za-z0-9_-]{2,64}"),
+    "read_timeout_ms": _seconds_at_least(1_000),
+    "write_timeout_ms": _seconds_at_least(1_000),
+    "webhooks": _webhooks,
+    "webhooks_allow": _webhooks_allow,
 }
 
 #: Names of other engines (REQUIREMENTS section C) that mean one of ours.
@@ -170,6 +342,10 @@ ALIASES: dict[str, tuple[str, Any]] = {
     "BUFFER_SIZE": ("capacity", _capacity),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("console", "json")),
+    "SERVER_HOST": ("host", _host),
+    "SERVER_PORT": ("port", _port),
+    "SERVER_READ_TIMEOUT": ("read_timeout_ms", _seconds_at_least(1_000)),
+    "SERVER_WRITE_TIMEOUT": ("write_timeout_ms", _seconds_at_least(1_000)),
 }
 
 
@@ -223,7 +399,7 @@ def _highest(ranked: list[tuple[str, object]]) -> Any:
     for other_name, other in ranked[1:]:
         # A keyword or file that differs is somebody's choice; two names of the environment are a contradiction.
         if other != value and name.isupper() and other_name.isupper():
-            warnings.warn(f"{name} and {other_name} disagree; {name} is used", stacklevel=4)
+            warnings.warn(f"{name} and {other_name} disagree; {name} is used", SettingsWarning, stacklevel=4)
     return value
 
 
@@ -246,6 +422,8 @@ def _read_file(environ: Mapping[str, str], directory: Path) -> tuple[dict[str, A
 
 
 def _toml(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

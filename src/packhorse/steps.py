@@ -14,7 +14,7 @@ from . import codec
 from .arguments import convert
 from .backends.base import Note
 from .errors import InvalidPayload, LeaseLost, Unsupported
-from .job import STEPS_BYTES_MAX, STEPS_MAX, Claimed, JobRecord, check_name
+from .job import LOG_PREFIX, STEPS_BYTES_MAX, STEPS_MAX, Claimed, JobRecord, check_name
 from .outcome import Fail
 from .reach import Reach
 
@@ -90,7 +90,7 @@ class Steps:
     def _take(self, record: JobRecord | None) -> None:
         if record is None:
             raise LeaseLost(f"job {self._job.id} is gone")
-        self._kept = dict(record.steps or {})
+        self._kept = {name: data for name, data in (record.steps or {}).items() if not name.startswith(LOG_PREFIX)}
 
     def _is_kept(self, name: str) -> bool:
         return self._kept is not None and name in self._kept

@@ -114,7 +114,7 @@ class Transaction:
 
     async def store(self, specs: list[JobSpec]) -> list[Job[Any]]:
         """Store jobs made before, in batches of 1,000. A full queue is QueueFull at once."""
-        store = Store(self.bound, self.app.chance, 0, together=True)
+        store = Store(self.bound, self.app.chance, 0, together=True, tracing=self.app.tracing())
         return self.app.handles(specs, await store(specs))
 
     # ---- enqueueing ------------------------------------------------------------------------------------

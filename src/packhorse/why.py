@@ -9,7 +9,8 @@ import msgspec
 from .backends.messages import EACH_KEY, Limit, WorkerInfo
 from .job import LAPSED, PARENT_FAILED, REPLACED, TERMINAL, JobRecord, State
 from .rates import rate_text
-from .wording import age, when
+from .retry import names_type
+from .wording import age, quantity, when
 
 _BAD = (State.FAILED, State.CANCELLED)
 _ERROR_CHARS_SHOWN = 200
@@ -24,7 +25,8 @@ CODES = {
     "no_worker_for_queue": "no live worker takes from its queue",
     "no_worker_for_type": "no live worker of its queue knows its type",
     "all_busy": "all slots of the workers of its queue are taken",
-    "parked": "no worker that claimed it could run it; until then one may come that can, then it fails",
+    "parked": "no worker that claimed it could run it; until then one may come that can, then it fails; not for its "
+    "type while a live worker knows that",
     "in_line": "other pending jobs have a better place",
     "ready": "nothing: the next claim takes it",
     "due": "it is due then",
@@ -34,6 +36,7 @@ CODES = {
     "parent_ended_badly": "a parent failed or was cancelled: the next tick cancels it",
     "parents_ended": "its parents have ended: the next tick frees it",
     "running": "it runs",
+    "worker_in_trouble": "its worker has it and does not get on: its event loop is blocked, or it was stopped",
     "cancel_requested": "it runs, was asked to stop and has not stopped",
     "lease_ran_out": "its worker is gone: the next tick makes it good",
     "succeeded": "it succeeded",
@@ -103,12 +106,13 @@ def explain(facts: Facts) -> list[Cause]:
 def _pending(facts: Facts) -> list[Cause]:
     found = [*_paused(facts), *_limits(facts), *_workers(facts), *_parked(facts)]
     if facts.before:
-        many = f"{'at least ' if facts.before_more else ''}{facts.before}"
+        queue, least = facts.job.queue, "at least " if facts.before_more else ""
+        better = quantity(facts.before, f"pending job of queue {queue} has", f"pending jobs of queue {queue} have")
         about = " (about: keys take turns)" if facts.job.key is not None else ""
         found.append(
             Cause(
                 code="in_line",
-                text=f"{many} pending jobs of queue {facts.job.queue} have a better place{about}",
+                text=f"{least}{better} a better place{about}",
                 remedy="wait, add workers, or enqueue it with a better priority",
             )
         )
@@ -143,7 +147,7 @@ def _limits(facts: Facts) -> Iterator[Cause]:
         else:
             yield Cause(
                 code="concurrency_limit",
-                text=f"{name} allows {limit.concurrency} at once and {limit.running} run",
+                text=f"{name} allows {limit.concurrency} at once and {quantity(limit.running, 'runs', 'run')}",
                 remedy=f"wait for one to end, or {raise_it} --concurrency …",
                 jobs=shut.running_ids,
             )
@@ -163,9 +167,10 @@ def _workers(facts: Facts) -> Iterator[Cause]:
         return
     ours = [worker for worker in facts.workers if job.queue in worker.queues]
     if not ours:
+        others = quantity(len(facts.workers), "takes", "take")
         yield Cause(
             code="no_worker_for_queue",
-            text=f"no live worker takes from queue {job.queue}; there are {len(facts.workers)} for other queues",
+            text=f"no live worker takes from queue {job.queue}; {others} from others",
             remedy=f"start one: {start}",
         )
         return
@@ -173,25 +178,28 @@ def _workers(facts: Facts) -> Iterator[Cause]:
     if not knowing:
         yield Cause(
             code="no_worker_for_type",
-            text=f"none of the {len(ours)} live workers of queue {job.queue} knows the type {job.type}",
+            text=f"of {quantity(len(ours), 'live worker')} of queue {job.queue} none knows the type {job.type}",
             remedy=f"start a worker of the app that has the task {job.type}",
         )
     elif job.state is State.PENDING and all(0 < worker.concurrency <= worker.running for worker in knowing):
         slots = sum(worker.concurrency for worker in knowing)
         yield Cause(
             code="all_busy",
-            text=f"all {slots} slots of the {len(knowing)} workers of queue {job.queue} are taken",
+            text=f"all slots of queue {job.queue} are taken: {slots:,} of {quantity(len(knowing), 'live worker')}",
             remedy="wait for a job to end, add workers, or raise their concurrency",
         )
 
 
 def _parked(facts: Facts) -> Iterator[Cause]:
     if facts.job.parked_at_ms is not None:
-        until_ms = facts.job.parked_at_ms + facts.park_ms
+        job, until_ms = facts.job, facts.job.parked_at_ms + facts.park_ms
+        fails = f"it fails at {when(until_ms, facts.now_ms)}"
+        if any(names_type(worker, job.queue, job.type) for worker in facts.workers):
+            fails += ", but not for its type as long as a live worker knows that"
         yield Cause(
             code="parked",
             text=f"the workers that claimed it do not know its type {facts.job.type} or cannot read its payload, "
-            f"since {when(facts.job.parked_at_ms, facts.now_ms)}; it fails at {when(until_ms, facts.now_ms)}",
+            f"since {when(facts.job.parked_at_ms, facts.now_ms)}; {fails}",
             remedy=f"start a worker of the app that has the task {facts.job.type}",
             until_ms=until_ms,
         )
@@ -225,10 +233,11 @@ def _waiting(facts: Facts) -> Iterator[Cause]:
         return
     named = ", ".join(f"{parent.id} ({parent.type}, {parent.state})" for parent in live)
     more = job.waiting_for - len(live)
+    parents = quantity(len(job.after), "parent")
+    left = quantity(job.waiting_for, f"of its {parents} has", f"of its {parents} have")
     yield Cause(
         code="waiting_for_parents",
-        text=f"{job.waiting_for} of its {len(job.after)} parents have not ended: {named}"
-        + (f" and {more} more" if more > 0 else ""),
+        text=f"{left} not ended: {named}" + (f" and {more} more" if more > 0 else ""),
         remedy="wait for them, or see what holds them: packhorse jobs why ID",
         jobs=tuple(parent.id for parent in live),
     )
@@ -268,6 +277,12 @@ def _running(facts: Facts) -> Iterator[Cause]:
         )
     progress = "" if job.progress is None else f", {job.progress:.0%} done"
     note = "" if not job.progress_note else f" ({job.progress_note})"
+    if worker.trouble:
+        yield Cause(
+            code="worker_in_trouble",
+            text=f"its worker does not get on: {worker.trouble}",
+            remedy=f"see where it is, on {worker.host or 'its machine'}: packhorse stacks {worker.pid}",
+        )
     yield Cause(
         code="running",
         text=f"it runs on {worker.host or '?'} (pid {worker.pid}, worker {worker.id}) since {since}, attempt "

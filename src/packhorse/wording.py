@@ -1,4 +1,4 @@
-"""How durations and instants are written for people. Loads next to nothing: the command line uses it at once."""
+"""How durations, instants and counts are written for people. Loads next to nothing: commands use it at once."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def when(instant_ms: int, now_ms: int) -> str:
         text = f"{instant_ms} ms"
     left_ms = instant_ms - now_ms
     return f"{text} (in {age(left_ms)})" if left_ms > 0 else f"{text} ({age(-left_ms)} ago)"
+
+
+def quantity(count: int, one: str, many: str | None = None) -> str:
+    """Write how many there are: `1 job`, `1,234 jobs`. `many` is for any number but 1; else it is `one` with an s.
+
+    Words that follow the number may be part of both: `1 job is`, `2 jobs are`.
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -13,6 +13,7 @@ from .client import Job
 from .errors import InvalidOption, PackhorseError, Refused, Unavailable, Unsupported, shown
 from .job import AFTER_FAILED, AFTER_MAX, JobSpec, check_name
 from .transaction import current
+from .wording import quantity
 from .workflow_jobs import NAME_META
 from .workflow_run import WorkflowRun
 
@@ -120,7 +121,7 @@ class Workflow:
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"<Workflow {self.name or self.id} of {len(self)} jobs>"
+        return f"<Workflow {self.name or self.id} of {quantity(len(self), 'job')}>"
 
     # ---- building --------------------------------------------------------------------------------------
 
@@ -230,7 +231,8 @@ class Workflow:
             after = tuple(dict.fromkeys([*entry.after, *self._resolve(entry)]))
             if len(after) > AFTER_MAX:
                 raise InvalidOption(
-                    f"workflow: node {entry.name!r} comes after {len(after):,} jobs, and {AFTER_MAX:,} are the most; "
+                    f"workflow: node {entry.name!r} comes after {quantity(len(after), 'job')}, and "
+                    f"{AFTER_MAX:,} are the most; "
                     "put jobs between that join some of them"
                 )
             edges += len(after)
@@ -337,7 +339,8 @@ class Workflow:
                 if current(self.app) is None:
                     await asyncio.shield(self._undo(left, error))
                 else:
-                    error.add_note(f"{len(new):,} jobs of workflow {self.id} are in the transaction: roll it back")
+                    held = quantity(len(new), "job")
+                    error.add_note(f"roll the transaction back: {held} of workflow {self.id} in it")
                 raise
             for spec, job in zip(batch, stored, strict=True):
                 if job.created:
@@ -372,6 +375,5 @@ class Workflow:
                 f"cancel it with: packhorse workflows cancel {self.id}"
             )
         else:
-            error.add_note(
-                f"nothing of workflow {self.id} is left to run: {stopped:,} jobs stored before are cancelled"
-            )
+            gone = quantity(stopped, "job stored before is", "jobs stored before are")
+            error.add_note(f"nothing of workflow {self.id} is left to run: {gone} cancelled")

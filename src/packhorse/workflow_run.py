@@ -12,6 +12,7 @@ from .client import Job
 from .errors import JobEndedBadly, NotFound, ResultTimeout, WorkflowFailed
 from .job import LIVE, TERMINAL, JobRecord, State
 from .settings import duration_ms
+from .wording import quantity
 
 if TYPE_CHECKING:
     from .app import Packhorse
@@ -165,7 +166,8 @@ class WorkflowRun:
                     continue
                 left_ms = _RESULT_POLL_MS if end_s is None else (end_s - loop.time()) * 1000
                 if left_ms <= 0:
-                    raise ResultTimeout(f"workflow {self.id}: {len(ids) - len(found)} jobs still live after {timeout}")
+                    live = quantity(len(ids) - len(found), "job")
+                    raise ResultTimeout(f"workflow {self.id}: {live} still live after {timeout}")
                 await bell.wait(min(left_ms, _RESULT_POLL_MS))
         return found
 

@@ -52,6 +52,9 @@ class Model:
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
 
+    def __repr__(self) -> str:  # no address in it: processes that share the tests must agree on their names
+        return f"Model({self.fields})"
+
     @classmethod
     def model_validate(cls, value: Any) -> Model:
         if not isinstance(value, dict) or not isinstance(value.get("size"), int):

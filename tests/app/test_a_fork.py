@@ -111,7 +111,7 @@ def test_a_child_runs_a_worker_of_its_own_even_if_the_parent_ran_one(app):
     def work():
         jobs = [add.enqueue(2), add_on_loop.enqueue(2)]
         drain(app)
-        assert [job.result(timeout=5) for job in jobs] == [3, 3]
+        assert [job.result(timeout=60) for job in jobs] == [3, 3]
         os.write(writer, b"all of it ran")
 
     reader, writer = os.pipe()
@@ -147,6 +147,6 @@ def test_a_child_that_exits_as_programs_do_leaves_the_parent_alone(tmp_path):
         print(app.counts()["default"].states)
         """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "22" in done.stdout

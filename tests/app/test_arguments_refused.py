@@ -39,7 +39,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"name": "a", "nmae": "b"}, "", "unknown field `nmae`"),
     ({"name": "a\0b"}, "/name", "NUL"),
     ({"name": "a\ud800"}, "/name", "Unicode"),
-    ({"name": "a", "age": 2**63}, "/age", "64 bits"),
+    ({"name": "a", "age": 2**63}, "/age", "signed 64 bits"),
     ({"name": "a", "age": float("nan")}, "/age", "NaN"),
 ]
 

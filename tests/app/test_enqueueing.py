@@ -361,7 +361,7 @@ def test_closing_wakes_a_thread_that_waits_for_a_result(app):
             break
         limit.wait(0.01)
     app.close()
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive()
     assert type(ended[0]).__name__ == "Unavailable"
     assert job.state is State.PENDING  # and the app can be used again

@@ -136,7 +136,7 @@ def test_waiting_ends_when_the_job_does(app):
     async def main():
         async with app.worker():
             job = await add.aenqueue(1)
-            value = await job.aresult(timeout=10)
+            value = await job.aresult(timeout=60)
             values = await asyncio.gather(*[(await add.aenqueue(n)).aresult("10s") for n in range(20)])
         await app.aclose()
         return value, values
@@ -178,7 +178,7 @@ def test_a_job_that_is_not_there_is_not_found(app):
 def test_a_job_deleted_while_somebody_waits_is_not_found(app):
     async def main():
         job = await app.aenqueue("never.run")
-        waiting = asyncio.create_task(job.aresult(timeout=10))
+        waiting = asyncio.create_task(job.aresult(timeout=60))
         await asyncio.sleep(0)
         assert await job.adelete() is Steered.DONE
         with pytest.raises(NotFound):

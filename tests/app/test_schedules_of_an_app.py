@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import runpy
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from packhorse import (
     State,
     Unsupported,
 )
-from packhorse.backends.base import Capabilities, Schedule
+from packhorse.backends.base import Capabilities, Schedule, ScheduleChange
 from packhorse.backends.memory import MemoryBackend, MemoryStore
 from packhorse.backends.opening import register_backend
 from packhorse.clock import SYSTEM_CLOCK
@@ -253,6 +254,35 @@ def test_the_schedules_of_others_are_left_alone(caplog: pytest.LogCaptureFixture
     assert sorted(in_step(shop)) == sorted(found)
 
 
+def test_of_runners_that_start_at_once_one_says_what_is_defined(caplog: pytest.LogCaptureFixture) -> None:
+    """All look before the first has written."""
+    store = MemoryStore()
+    all_looked: asyncio.Barrier
+
+    class Backend(MemoryBackend):
+        async def schedules(self, changes: Sequence[ScheduleChange] = ()) -> list[Schedule]:
+            answer = await super().schedules(changes)
+            if not changes:
+                await all_looked.wait()
+            return answer
+
+    async def start(every: str) -> None:
+        app = Packhorse("memory://", name="shop")
+        app.schedule(every=every, name="clean")(app.task("clean")(lambda: None))
+        await sync(app, Backend(store))
+
+    async def start_all(every: str) -> None:
+        nonlocal all_looked
+        all_looked = asyncio.Barrier(3)
+        await asyncio.gather(*(start(every) for _ in range(3)))
+
+    for every in ("1h", "2h"):  # a new one, and one that changes
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "packhorse.schedules"):
+            asyncio.run(start_all(every))
+        assert [record.message for record in caplog.records] == ["the schedule clean is defined as the code says"]
+
+
 def test_a_worker_brings_the_store_in_step(app: Packhorse) -> None:
     runs = []
 
@@ -262,7 +292,7 @@ def test_a_worker_brings_the_store_in_step(app: Packhorse) -> None:
         runs.append(1)
 
     async def main() -> None:
-        async with app.worker(), asyncio.timeout(10):
+        async with app.worker(), asyncio.timeout(60):
             while not runs:
                 await asyncio.sleep(0.01)
         backend = await app.backend()

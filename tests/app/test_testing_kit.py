@@ -69,7 +69,7 @@ def test_the_store_of_a_block_is_gone_with_it(app, work):
     with stored(app):
         work.enqueue(1)
         (backend,) = app._backends.values()
-        store = weakref.ref(backend.store.__class__ and backend.store)
+        store = weakref.ref(backend.inner.store.__class__ and backend.inner.store)
         del backend
     app.portal.stop()  # its thread may still hold the last call
     gc.collect()

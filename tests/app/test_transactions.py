@@ -151,12 +151,12 @@ def test_other_threads_are_not_in_it(app, db):
             mine.execute("BEGIN")
             with app.transaction(mine):
                 entered.set()
-                assert done.wait(10)
+                assert done.wait(60)
             mine.execute("ROLLBACK")
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     app.enqueue("ship", {"order": 1})
     done.set()
     holder.join()
@@ -236,7 +236,7 @@ def test_a_refusal_leaves_the_transaction_usable(app, db):
         started = time.monotonic()
         with pytest.raises(QueueFull):
             ship.using(queue="full", full_timeout="1h").enqueue(2)
-        assert time.monotonic() - started < 5  # it never waits with the caller's transaction in its hands
+        assert time.monotonic() - started < 60  # never with the caller's transaction in its hands
         again = ship.using(unique="k").enqueue(3)
     db.execute("COMMIT")
     assert conflict.value.holder == held.id
@@ -263,7 +263,7 @@ def test_idempotency_keys_are_compared_within_the_transaction_too(app, db):
     assert stored(app) == 2
 
 
-@pytest.mark.parametrize("connection", [object(), None, "sqlite:///jobs.db", 7], ids=repr)
+@pytest.mark.parametrize("connection", [object(), None, "sqlite:///jobs.db", 7], ids=lambda each: type(each).__name__)
 def test_what_is_no_connection_is_refused(app, connection):
     with pytest.raises(InvalidOption, match=r"sqlite3\.Connection"), app.transaction(connection):
         pass

@@ -81,7 +81,7 @@ def test_no_worker_takes_the_queue(world):
     world.worker(queues=("other",))
     (cause,) = world.why(world.add())
     assert cause.code == "no_worker_for_queue"
-    assert "queue default; there are 1 for other queues" in cause.text
+    assert "queue default; 1 takes from others" in cause.text
 
 
 def test_no_worker_knows_the_type(world):
@@ -152,7 +152,7 @@ def test_all_slots_are_busy(world):
         world.add()
     world.start(2)
     (cause,) = world.why(world.add())
-    assert (cause.code, cause.text) == ("all_busy", "all 2 slots of the 1 workers of queue default are taken")
+    assert (cause.code, cause.text) == ("all_busy", "all slots of queue default are taken: 2 of 1 live worker")
 
 
 def test_the_line_counts_by_priority_and_is_bounded(world, monkeypatch):
@@ -203,6 +203,15 @@ def test_parked_says_since_when_and_when_it_fails(world):
     world.app.clock.advance(250)
     world.call("tick", BATCH_MAX, Keep())
     assert world.codes(job_id) == ["no_worker_for_type", "parked"]
+
+
+def test_parked_says_that_it_does_not_fail_for_a_type_that_a_live_worker_names(world):
+    job_id = world.add()
+    world.worker(types=(world.call("get", [job_id])[0].type,))
+    job = world.start()[0]
+    parking = Settlement(id=job.id, token=job.token, state=State.SCHEDULED, delay_ms=250, refund=True, park=True)
+    world.call("settle", [parking])
+    assert "but not for its type as long as a live worker knows that" in world.why(job_id)[1].text
 
 
 def test_waiting_for_parents_and_what_holds_them(world):
@@ -266,6 +275,18 @@ def test_running_says_where_since_when_and_how_far(world):
         assert part in cause.text
     world.call("cancel", [job_id])
     assert world.codes(job_id) == ["cancel_requested", "running"]
+
+
+def test_a_worker_that_does_not_get_on_comes_first(world):
+    trouble = "event loop blocked for 3 s in shop.py:31"
+    world.worker()
+    job_id = world.add()
+    world.start()
+    world.worker(trouble=trouble)
+    first, then = world.why(job_id)
+    assert (first.code, then.code) == ("worker_in_trouble", "running")
+    assert trouble in first.text
+    assert first.remedy == "see where it is, on box: packhorse stacks 7"
 
 
 def test_a_lease_that_ran_out(world):

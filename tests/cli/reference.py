@@ -40,8 +40,8 @@ _CLI_INTRO = """# Command line
 
 ## Output
 
-Tables are for people. Elsewhere than on a terminal they are plain aligned lines, without colours. `--json` prints one
-JSON document, in ASCII. What comes from the store (names, errors, payloads) is shown with control characters escaped.
+Tables are for people. No cell is cut or broken: where a terminal is too narrow, instants become `5m ago` and errors go below their
+row. Elsewhere than on a terminal tables are plain aligned lines, without colours. `--json` prints one JSON document, in ASCII. What comes from the store (names, errors, payloads) is shown with control characters escaped.
 Errors and hints go to stderr: an error is one line that says what to do. `PACKHORSE_DEBUG=1` adds where it came from.
 
 | exit code | means |
@@ -49,7 +49,7 @@ Errors and hints go to stderr: an error is one line that says what to do. `PACKH
 | 0 | done |
 | 1 | refused, not found, or the store does not answer |
 | 2 | wrong usage or configuration |
-| 130 | Ctrl+C |
+| 130 | Ctrl+C, also where a command only watches (`logs --follow`, `stats --watch`, `top`); `worker`, `serve` and `dev` stop in order: 0 |
 | 141 | whoever read the output stopped reading (as in `… | head`) |
 
 ## Shapes of `--json`
@@ -68,7 +68,10 @@ what does not apply is `null`. `error` is the last one as text, `null` once the 
 | `jobs cancel`, `rerun`, `edit`, `delete` and `retry` by id | `{"items": [{"id", "answer"}], "next": null}`; an answer is `done`, `requested` (it runs, its worker will stop it), `ended`, `live`, `conflict` or `missing` |
 | the same by filter, `retry-all` | `{"matched", "dry_run", "done", "requested", "ended", "live", "conflict", "missing"}` |
 | `purge` | `{"queue", "deleted", "running", "added"}`; with a filter as the verbs by filter |
+| `logs ID` | `{"id", "type", "queue", "state", "attempt", "left_out", "items": [{"at", "level", "logger", "attempt", "message"}]}`; with `--follow` such an item a line |
+| `logs` | a list of lines, as `GET /logs`; with `--follow` one a line |
 | `stats` | `{"states": {state: jobs}, "queues": {queue: {"states", "oldest_pending_ms", "paused"}}}` |
+| `top` | `{"store", "at", "answer_ms", "span_ms", "states", "rates", "queues": {queue: {"states", "oldest_pending_ms", "paused", "has_worker", "rates"}}, "workers": [worker], "dead_letters": {"jobs", "grew_by", "looked_at", "groups"}, "failures", "running"}`; `rates` are `in`, `out` and `failed`, jobs a second, null where they are not known; with `at_least` more came than could be counted |
 | `health` | `{"status", "service", "version", "latency_ms", "workers", "pending", "problems"}`; `status` is `OK` or `UNAVAILABLE` |
 | `queues list` | `{"items": [{"queue", "states", "oldest_pending_ms", "paused", "capacity"}], "next": null}` |
 | `queues pause`, `resume` | `{"items": [{"queue", "paused"}], "next": null}` |
@@ -85,9 +88,13 @@ what does not apply is `null`. `error` is the last one as text, `null` once the 
 | `workflows list` | `{"items": [{"id", "name", "state", "states", "created_at"}], "next": cursor}`; `state` is `live` while a job of it has not ended, then `failed`, `cancelled` or `succeeded` |
 | `workflows show` | the same and `nodes`, parents before children: `id node type queue state level after after_failed waiting_for attempt max_attempts error started_at finished_at duration_ms`; `after` has names of nodes, or the ids of jobs outside |
 | `workflows cancel`, `rerun` | `{"items": [{"id", "answer"}], "next": null}` for each job that was met |
-| `workers` | `{"items": [{"id", "host", "pid", "queues", "types", "concurrency", "busy", "running", "started_at", "lease_left_ms", "version"}], "next": null}` |
+| `workers` | `{"items": [{"id", "host", "pid", "queues", "types", "concurrency", "busy", "running", "started_at", "lease_left_ms", "version", "trouble"}], "next": null}`; `trouble` is what its keeper sees wrong with it now, or null |
+| `stacks` | `{"worker", "pid", "trouble", "notes", "stacks": [{"thread", "loop", "doing", "job", "type", "frames": [{"file", "line", "function"}]}]}`; frames are innermost first, `doing` is `runs` or `waits`, `thread` is null of a run that waits, `loop` is the thread of the event loop |
+| `profile` | `{"mode", "rate", "duration_ms", "samples", "processes", "total_us", "types": [{"type", "total_us"}], "functions": [{"function", "self_us", "total_us"}], "notes"}`, the most expensive first, at most 100 functions |
 | `submit` | `{"id", "created"}`; `created` is false where a live job holds the unique key, whose id it is. With `recurring`: `{"schedule", "answer"}` |
 | `move` | `{"moved": {state: jobs}, "schedules", "limits", "queues", "known", "known_ids", "left": {state: jobs}, "done"}`; `known` jobs were left out, for the target had their ids; `done` is false where something is left |
+| `tokens create`, `list` | a token is `{"name", "role", "queues", "created_at", "expires_at"}`, `queues` null is all; `create` adds the `token` itself, `list` has `{"items": [token], "next": null}` |
+| `tokens revoke` | `{"items": [{"name", "revoked"}], "next": null}` |
 | `migrate`, `version` | `{"schema"}`, `{"version"}` |
 
 ## Codes of `jobs why`
@@ -130,6 +137,7 @@ line show where an error came from.
 _MEANINGS = {
     "url": "The store. `sqlite:///FILE` (three slashes: relative, four: absolute), or `memory://` inside one program.",
     "store": "The store beside a URL that is a transport.",
+    "token": 'What a server of packhorse, `url = "https://…"`, is shown to let us in, where the URL itself has no token.',
     "namespace": "Which store on a shared server: the schema in PostgreSQL, the prefix of keys in Redis, where the URL names none.",
     "queues": "The queues a worker takes from, strictly in order; in the environment joined by commas. With weights, as `a=6,b=1`, each claim takes them in a random order with these odds.",
     "concurrency": "Jobs at once in each runner process.",
@@ -146,6 +154,22 @@ _MEANINGS = {
     "keep_cancelled_ms": "How long jobs that were cancelled are kept.",
     "log_level": "debug, info, warning or error.",
     "log_format": "console (for people) or json (one object a line).",
+    "blocked_ms": "An event loop that does not turn for so long is warned of, with the stack that blocks it; 0: never. See [profiling](../profiling.md).",
+    "log_jobs": "Which ends of runs a worker writes a line about: `some` (20 a second of each level, the rest in one sum), `all`, or `none` (only failures for good). See [logs](../logs.md).",
+    "keep_log": "From which level on what a run logs is kept with its job: debug, info, warning, error, or `off`. See [logs](../logs.md).",
+    "metrics": "where a worker answers `/metrics` and `/health`, as `127.0.0.1:9091` or `9091`; unset: nowhere, and any other address needs tokens. Not from the app's code. See [metrics](../metrics.md)",
+    "tracing": "Traces by OpenTelemetry: `off`, `on` (to the provider that the program has set up, else as `OTEL_*` says), or the URL of a receiver of OTLP over HTTP, as `http://127.0.0.1:4318`. Needs the extra `otel`. See [tracing](../tracing.md).",
+    "tracing_sample": "The share of the traces that begin in packhorse which are kept, 0 to 1; below a span of somebody else that one decides.",
+    "host": "Where the server listens. Any address but one of the loopback needs tokens.",
+    "port": "The port of the server; `0` takes a free one.",
+    "tokens": "Tokens of the server, as `ROLE[@queue+queue]:TOKEN` joined by commas, for containers; TOKEN is the token itself (22 characters or more that nobody can guess) or `sha256:` and its SHA-256 in hex. ROLE is read, submit, work or admin, which it is if left out.",
+    "tokens_file": "Where `packhorse tokens` keeps the tokens of the server, as hashes. A running server follows its changes.",
+    "allowed_hosts": "Names by which the server may be asked, beside those of the loopback and its address: `jobs.example.com`, `*.example.com`, `10.0.0.5:8080`. Others get 403.",
+    "redact": "Parts of keys whose values are shown as `***` to who may not steer, beside the usual ones (password, secret, token, api_key, authorization, cookie, private_key, credential ...).",
+    "read_timeout_ms": "How long a client may take to send a request's body, and its head if this is below 10s; 1s to 1h.",
+    "write_timeout_ms": "How long a client may read nothing of its answer before it is dropped; 1s to 1h.",
+    "webhooks": "Whom the server tells of the end of jobs: a list of tables, in the environment the name of a JSON file with such a list. See [events and webhooks](../events.md).",
+    "webhooks_allow": "Networks and addresses that webhooks may go to beside public ones: `10.20.0.0/16,127.0.0.1`.",
 }
 
 
@@ -213,7 +237,7 @@ def settings_page() -> str:
 
 
 def _default(field: str, value: object) -> str:
-    if value is None:
+    if value is None or value == ():
         return "`4`" if field == "max_attempts" else ""
     if field.endswith("_ms"):
         assert isinstance(value, int)

@@ -194,7 +194,10 @@ def test_reading_a_filter() -> None:
     query = read_query(states=["failed", "pending,failed"], queue="q", limit=1000, created_from="1970-01-01T00:00:01Z")
     assert query.states == (State.FAILED, State.PENDING)
     assert (query.queue, query.limit, query.created_from_ms) == ("q", 1000, 1000)
-    assert read_states([]) == ()
+    with pytest.raises(InvalidOption, match="none is named"):
+        read_states([])
+    with pytest.raises(InvalidOption, match="none is named"):
+        read_query(states=[])
     with pytest.raises(InvalidName):
         read_query(queue="a\n")
     for wrong in ({"limit": 0}, {"limit": 1001}, {"key": "\0"}, {"cursor": "é"}, {"states": ["?"]}):

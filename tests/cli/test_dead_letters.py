@@ -47,11 +47,29 @@ def test_failures_are_grouped_by_what_went_wrong(cli: Cli, failures: dict[str, l
     assert "2 smaller groups are not shown" in cli("list-failed", "--group", "--limit", "1").stderr
 
 
+def test_jobs_that_died_with_a_process_are_grouped_by_type(cli: Cli) -> None:
+    """A job that ends its process takes those beside it along; the group of its type is the one that grows."""
+    ids: dict[str, list[str]] = {}
+    for job_type in ("convert", "mail", "convert"):
+        cli.add(type=job_type, max_attempts=1)
+        ids.setdefault(job_type, []).append(cli.start()[0][0])
+        asyncio.run(cli.backend().retire("worker-1", "its runner ended with exit code 139"))
+    found = groups(cli)
+    assert {title: group["jobs"] for title, group in found.items()} == {
+        "LeaseLapsed: its runner ended with exit code # (convert)": 2,
+        "LeaseLapsed: its runner ended with exit code # (mail)": 1,
+    }
+    (mail,) = (group["fingerprint"] for title, group in found.items() if "mail" in title)
+    assert cli.json("retry-all", "--group", mail)["done"] == 1
+    assert cli.states(ids["convert"]) == ["failed", "failed"]
+
+
 def test_groups_of_a_filter(cli: Cli, failures: dict[str, list[str]]) -> None:
     assert list(groups(cli, "--type", "report")) == ["ValueError: took # s, limit #"]
     assert groups(cli, "--queue", "default").keys() == {"ValueError: no address #", "ValueError: disk full"}
     assert cli.json("list-failed", "--group", "--type", "none") == {
         "jobs": 0,
+        "truncated": False,
         "items": [],
         "others": None,
         "next": None,
@@ -85,7 +103,7 @@ def test_grouping_reads_no_payloads_and_counts_as_it_goes(cli: Cli) -> None:
     spy = Spy(cli.store)
     found = asyncio.run(Admin(spy).group_failed(Query(), progress=counts.append))
     asyncio.run(Admin(spy).rerun_matching(Query(), dry_run=True))
-    assert (found.jobs, counts) == (1_500, [1_000, 1_500])
+    assert (found.jobs, counts) == (1_500, [*range(200, 1_500, 200), 1_500])
     assert all(query.brief for query in queries)
 
 

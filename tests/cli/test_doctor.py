@@ -173,6 +173,8 @@ class Away(MemoryBackend):
 def test_a_server_that_does_not_answer_is_a_finding(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = asyncio.run(doctor.examine(Away(at, Unavailable("no route; start it"))))
     assert [(each.check, each.meaning) for each in found.broken] == [("answers", "no route; start it")]
+    if at == "checkup":
+        assert {line.says for line in found.promise} == {"not known: the store does not answer"}
     monkeypatch.setattr(doctor, "TIMEOUT_MS", 50)
     found = asyncio.run(doctor.examine(Away(at, None)))
     assert [each.check for each in found.broken] == ["answers"]

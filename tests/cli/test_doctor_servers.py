@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def test_a_redis_that_syncs_every_write_keeps_the_promise(private: Private) -> N
     assert found["opens"]["level"] == "ok"
     assert lost(found) == set()
     assert found["promise"]["power_cut"]["says"] == "yes"
-    assert clock_of(server.url) in {"1h behind", "59m59s behind"}
+    assert re.fullmatch("1h behind|5[0-9]m[0-9]+s behind", clock_of(server.url))
 
 
 def test_a_redis_that_syncs_every_second_says_what_a_power_cut_takes(private: Private) -> None:
@@ -131,7 +132,7 @@ def test_a_replica_and_its_master(private: Private) -> None:
 
 def test_a_cluster_is_asked_where_the_store_is(private: Private) -> None:
     found = run(private.cluster().url, 1)
-    assert found["cluster"]["value"] == "ok, 3 shards"
+    assert found["cluster"]["value"] == "ok, shards: 3"
     assert broken(found) == {"appendonly"}
 
 
@@ -141,7 +142,7 @@ def test_a_redis_that_cannot_save_refuses_writes(private: Private) -> None:
     client = redis.Redis.from_url(server.url)
     client.set("x", 1)
     client.bgsave()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while client.info("persistence")["rdb_last_bgsave_status"] != "err":
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -191,7 +192,7 @@ def set_to(server: PrivatePostgres, name: str, value: str) -> Iterator[None]:
             db.execute(change)
             db.execute("SELECT pg_reload_conf()")
             db.execute("RESET default_transaction_read_only")
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while db.execute(f"SHOW {name}").fetchone() != (wanted,):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -204,7 +205,7 @@ def test_a_postgres_as_it_comes_keeps_the_promise(keeping: PrivatePostgres, priv
     assert found["opens"]["level"] == "ok"
     assert found["LISTEN"]["value"] == "works"
     assert lost(found) == set()
-    assert clock_of(keeping.url) in {"1h behind", "59m59s behind"}
+    assert re.fullmatch("1h behind|5[0-9]m[0-9]+s behind", clock_of(keeping.url))
     assert run(private.pgbouncer(keeping).url, 0)["LISTEN"]["level"] == "warn"
     assert broken(run(private.standby(keeping).url, 1)) == {"takes writes"}
     assert run(keeping.url, 0)["replicas"]["level"] == "warn"

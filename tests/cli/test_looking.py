@@ -7,9 +7,14 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 
+from packhorse.admin import Admin
 from packhorse.backends.base import Note, QueueChange, WorkerInfo
+from packhorse.cli import looking, recent
+from packhorse.cli.output import emit_table
+from packhorse.errors import Unavailable
 from packhorse.job import State
 
 from .kit import Cli
@@ -19,7 +24,7 @@ JOB_FIELDS = (
     "progress_note cancel_requested unique after after_failed waiting_for "
     "workflow node schedule slot worker timeout_ms created_at due_at started_at finished_at"
 )
-WORKER_FIELDS = "id host pid queues types concurrency busy running started_at lease_left_ms version"
+WORKER_FIELDS = "id host pid queues types concurrency busy running started_at lease_left_ms version trouble"
 
 READING = [
     ("stats",),
@@ -63,6 +68,79 @@ def test_stats_for_people_are_aligned_lines(cli: Cli) -> None:
     assert lines[0].split()[:2] == ["QUEUE", "WAITING"]
     column = lines[0].index("PENDING") + len("PENDING")
     assert [line[:column].rsplit(None, 1)[-1] for line in lines[1:]] == ["1", "12", "13"]
+
+
+def test_the_heads_of_stats_are_whole_words_on_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    headers = ["queue", *map(str, State), "oldest", ""]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    emit_table(headers, [["default", *["0"] * len(State), "-", ""]], right=headers[1:-1])
+    head = click.unstyle(capsys.readouterr().out.splitlines()[0])
+    assert head.split() == headers[:-1]
+    assert len(head) <= 80
+
+
+def test_stats_elsewhere_than_on_a_terminal_has_the_counts_only(cli: Cli) -> None:
+    cli.add(2)
+    assert [line.split()[0] for line in cli("stats").stdout.splitlines()] == ["QUEUE", "default", "(all)"]
+
+
+def test_the_newest_jobs_are_drawn_by_queue(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.fail(3)
+    cli.add(2)
+    cli.add(1, queue="slow")
+    found = asyncio.run(recent.read_recent(Admin(cli.backend())))
+    assert found.jobs == 6
+    moves = found.queues
+    assert [len(moves["default"].came_ms), len(moves["default"].ended_ms), len(moves["default"].failed_ms)] == [5, 3, 3]
+    assert [len(moves["slow"].came_ms), len(moves["slow"].ended_ms)] == [1, 0]
+    recent.print_recent(found)
+    _, head, names, default, slow = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"newest 6 jobs, \d+m?s", head)
+    assert names.split() == ["QUEUE", "CAME", "JOBS", "ENDED", "JOBS", "FAILED", "JOBS"]
+    assert default.split()[0] == "default"
+    assert slow.split()[-1] == "0"
+
+
+def test_at_most_two_thousand_jobs_are_looked_at(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.add(recent.JOBS_MAX + 500)
+    assert asyncio.run(recent.read_recent(Admin(cli.backend()))).jobs == recent.JOBS_MAX
+    monkeypatch.setattr(recent, "JOBS_MAX", 7)
+    assert asyncio.run(recent.read_recent(Admin(cli.backend()))).jobs == 7
+
+
+def test_a_store_without_jobs_has_nothing_recent(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    recent.print_recent(asyncio.run(recent.read_recent(Admin(cli.backend()))))
+    assert capsys.readouterr().out == ""
+
+
+def test_stats_watch_prints_again_and_again(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes on while the store is away. The third pause is Ctrl+C."""
+    cli.add(1)
+    paused: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        paused.append(seconds)
+        if len(paused) == 1:
+            monkeypatch.setattr(Admin, "stats", away)
+        elif len(paused) == 3:
+            raise KeyboardInterrupt
+
+    async def away(self: Admin) -> None:
+        raise Unavailable("the server cannot be reached")
+
+    monkeypatch.setattr(looking, "_sleep", pause)
+    result = cli("stats", "--watch", "2", code=130)
+    assert paused == [2, 2, 2]
+    assert result.stdout.count("default") == 1
+    assert result.stderr.count("packhorse: warning: the server cannot be reached") == 2
+
+
+def test_stats_watch_is_for_people(cli: Cli) -> None:
+    assert "leave --watch out" in cli("stats", "--watch", "2", "--json", code=2).stderr
+    cli("stats", "--watch", "0.1", code=2)
 
 
 def test_health_of_a_store_that_answers(cli: Cli) -> None:

@@ -54,7 +54,7 @@ def test_all_is_moved_and_counted(cli: Cli, target: SharedMemory) -> None:
         ["scheduled", "3", "0"],
         ["pending", "3", "0"],
         ["succeeded", "2", "0"],
-        ["all", "8", "0"],
+        ["(all)", "8", "0"],
         ["schedules", "0,", "limits", "0,", "settings", "of", "queues", "0"],
     ]
     assert result.stderr == ""
@@ -68,7 +68,7 @@ def test_what_runs_stays_with_no_wait_and_a_second_call_goes_on(cli: Cli, target
     result = cli(*MOVE, "--no-wait", "--json", code=1)
     answer = json.loads(result.stdout)
     assert (answer["done"], answer["left"], answer["moved"]["pending"]) == (False, {"running": 1}, 2)
-    assert "1 jobs still run at the source" in result.stderr
+    assert "1 job still runs at the source" in result.stderr
     job_id, token = started[0]
     asyncio.run(cli.backend().settle([Settlement(id=job_id, token=token, state=State.SUCCEEDED)]))
     assert cli.json(*MOVE, "--no-wait")["moved"]["succeeded"] == 1
@@ -78,7 +78,7 @@ def test_ids_that_are_there_already_are_told(cli: Cli, target: SharedMemory) -> 
     ids = cli.add(3)
     asyncio.run(target.enqueue([JobSpec(id=ids[1], type="email")]))
     result = cli(*MOVE)
-    assert "1 jobs were left out" in result.stderr
+    assert "1 job was left out" in result.stderr
     assert len(target.store.jobs) == 3
 
 
@@ -199,7 +199,7 @@ class Lab:
                 one.send_signal(signal.SIGTERM)
         for one in self.started:
             with suppress(subprocess.TimeoutExpired):
-                one.wait(20)
+                one.wait(60)
             if one.poll() is None:
                 one.kill()
 
@@ -273,7 +273,7 @@ async def _records(backend: Backend, ids: list[str]) -> dict[str, JobRecord]:
 async def _until_moved(source: Backend, mover: subprocess.Popen[bytes], count: int) -> None:
     """Wait until a mover has moved so many jobs, or has ended."""
     start = await _left(source)
-    for _ in range(3_000):
+    for _ in range(12_000):
         if mover.poll() is not None or await _left(source) <= start - count:
             return
         await asyncio.sleep(0.005)
@@ -286,11 +286,11 @@ async def _left(backend: Backend) -> int:
 
 async def _until_pulsed(backend: Backend, slots: int) -> None:
     """Wait until the schedule has made so many jobs."""
-    for _ in range(200):
+    for _ in range(600):
         if len((await backend.find(Query(schedule="pulse"))).jobs) >= slots:
             return
         await asyncio.sleep(0.1)
-    raise AssertionError(f"the schedule that was moved did not make {slots} jobs within 20 s")
+    raise AssertionError(f"the schedule that was moved did not make {slots} jobs within a minute")
 
 
 async def _until_quiet(backend: Backend) -> None:

@@ -14,6 +14,7 @@ from packhorse.cli.limits import LIMITS
 from packhorse.cli.main import COMMANDS, root
 from packhorse.cli.queues import QUEUES
 from packhorse.cli.schedules import SCHEDULES
+from packhorse.cli.tokens import TOKENS
 from packhorse.cli.workflows import WORKFLOWS
 from packhorse.settings import ALIASES, Settings, own_name
 
@@ -52,11 +53,18 @@ def test_help_mentions_every_option_and_says_what_it_is_for(words: str) -> None:
                 assert re.search(rf"(^|\s){re.escape(name)}\b", result.stdout), name
 
 
-@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES, SCHEDULES, LIMITS, WORKFLOWS])
+@pytest.mark.parametrize("entries", [COMMANDS, JOBS, QUEUES, SCHEDULES, LIMITS, WORKFLOWS, TOKENS])
 def test_the_tables_name_commands_that_exist_and_no_name_twice(entries: dict[str, Entry]) -> None:
     names = [name for command, entry in entries.items() for name in (command, *entry.aliases)]
     assert len(names) == len(set(names))
-    names_of = {"jobs": JOBS, "queues": QUEUES, "schedules": SCHEDULES, "limits": LIMITS, "workflows": WORKFLOWS}
+    names_of = {
+        "jobs": JOBS,
+        "queues": QUEUES,
+        "schedules": SCHEDULES,
+        "limits": LIMITS,
+        "workflows": WORKFLOWS,
+        "tokens": TOKENS,
+    }
     group = next((name for name, table in names_of.items() if table is entries), "")
     for name, entry in entries.items():
         listed = CliRunner().invoke(root, [*group.split(), "--help"]).stdout
@@ -80,15 +88,15 @@ def test_every_setting_and_every_name_of_it_is_on_the_page() -> None:
 
 
 def test_reading_commands_have_json() -> None:
-    top = {"stats", "health", "workers", "list-failed", "version"}
-    grouped = {"jobs list", "jobs show", "jobs why", "queues list", "limits list", "limits show"}
+    top = {"stats", "top", "health", "workers", "list-failed", "version"}
+    grouped = {"jobs list", "jobs show", "jobs why", "queues list", "limits list", "limits show", "tokens list"}
     for words in top | grouped | {"workflows list", "workflows show"}:
         assert "--json" in {name for param in ALL[f"packhorse {words}"].params for name in param.opts}
 
 
 def test_every_command_on_a_store_takes_the_url() -> None:
     for words, command in ALL.items():
-        if words.split()[1] not in {"version", "bench", "demo", "move"}:
+        if words.split()[1] not in {"version", "bench", "demo", "move", "tokens"}:
             assert "--url" in {name for param in command.params for name in param.opts}, words
 
 

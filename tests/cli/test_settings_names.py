@@ -22,8 +22,6 @@ THEIRS = (
 
 #: Names that mean nothing before the part exists that they set. Whoever adds the part takes them out of here.
 LATER = {
-    "the HTTP server": "PACKHORSE_HOST PACKHORSE_PORT PACKHORSE_TOKENS SERVER_PORT SERVER_HOST SERVER_READ_TIMEOUT "
-    "SERVER_WRITE_TIMEOUT",
     "the Redis backend": "REDIS_ADDR REDIS_PASSWORD REDIS_DB REDIS_TIMEOUT",
 }
 
@@ -48,6 +46,11 @@ def test_every_name_is_understood_or_waits_for_its_part() -> None:
         ("WORKERS", "3", "concurrency", 3),
         ("WORKER_POLL_INTERVAL", "1s", "poll_interval_ms", 1000),
         ("WORKER_SHUTDOWN_TIMEOUT", "30s", "shutdown_timeout_ms", 30_000),
+        ("SERVER_HOST", "localhost", "host", "localhost"),
+        ("PACKHORSE_HOST", "[::1]", "host", "::1"),
+        ("SERVER_PORT", "8080", "port", 8080),
+        ("SERVER_READ_TIMEOUT", "10s", "read_timeout_ms", 10_000),
+        ("SERVER_WRITE_TIMEOUT", "10s", "write_timeout_ms", 10_000),
         ("LOG_LEVEL", "INFO", "log_level", "info"),
         ("LOG_FORMAT", "console", "log_format", "console"),
     ],
@@ -58,7 +61,7 @@ def test_a_worker_takes_the_names_of_other_engines(
     from packhorse.settings import load
 
     told: list[keeper.KeeperOptions] = []
-    monkeypatch.setattr(keeper, "run_keeper", lambda options, launched: told.append(options))
+    monkeypatch.setattr(keeper, "run_keeper", lambda options, launched, endpoint: told.append(options))
     monkeypatch.setattr(launch, "launch", lambda: None)
     monkeypatch.setenv(name, value)
     assert cli("worker", "jobs").stderr == ""

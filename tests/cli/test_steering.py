@@ -189,12 +189,12 @@ def test_purge(cli: Cli) -> None:
     assert cli.json("purge", "default", "--yes") == {"queue": "default", "deleted": 6, "running": 1, "added": 0}
     assert sorted(set(cli.states(ids))) == ["gone", "running"]
     assert cli.states(others) == ["pending"]
-    assert "1 are running" in cli("purge", "default", "--yes").stderr
+    assert "1 job is running" in cli("purge", "default", "--yes").stderr
 
 
 def test_purge_of_one_state_is_the_dead_letters_only(cli: Cli) -> None:
     failed, pending = cli.fail(2), cli.add(1)
-    assert "deleted 2 jobs" in cli("purge", "default", "--state", "failed", "--yes").stdout
+    assert "2 jobs" in cli("purge", "default", "--state", "failed", "--yes").stdout
     assert cli.states(failed + pending) == ["gone", "gone", "pending"]
 
 
@@ -205,6 +205,11 @@ def test_purge_of_one_state_is_the_dead_letters_only(cli: Cli) -> None:
         (("default",), "this would delete the jobs of queue default; add --yes"),
         (("default", "--state", "running", "--yes"), "cancel it first"),
         (("default", "--state", "dead", "--yes"), "must be one of"),
+        (("default", "--state", "", "--yes"), "must be one of"),
+        (("default", "--type", "", "--yes"), "cannot name a job type"),
+        (("default", "--tag", "", "--yes"), "cannot name a tag"),
+        (("default", "--key", "", "--yes"), "printable characters"),
+        (("default", "--group", "", "--yes"), "is no fingerprint"),
         (("*", "--yes"), "cannot name a queue"),
         (("default", "q2", "--yes"), "unexpected extra argument"),
     ],

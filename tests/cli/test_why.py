@@ -26,7 +26,7 @@ def test_why_says_what_holds_a_job_and_what_would_free_it(cli: Cli) -> None:
         "jobs": [],
     }
     lines = cli("jobs", "why", job_id).stdout.splitlines()
-    assert lines[0] == f"job    {job_id}"
+    assert lines[0] == f"id      {job_id}"
     assert "why     queue default is paused" in lines
     assert "remedy  resume it: packhorse queues resume default" in lines
 

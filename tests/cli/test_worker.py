@@ -15,7 +15,7 @@ from .kit import Cli
 def told(monkeypatch: pytest.MonkeyPatch) -> list[keeper.KeeperOptions]:
     found: list[keeper.KeeperOptions] = []
 
-    def run(options: keeper.KeeperOptions, launched: list[object]) -> int:
+    def run(options: keeper.KeeperOptions, launched: list[object], endpoint: object) -> int:
         assert len(launched) == options.processes
         found.append(options)
         return 0
@@ -33,7 +33,7 @@ class CalledOff:
 
     def __init__(self) -> None:
         type(self).alive += 1
-        self.process = self.end = self.page = self
+        self.process = self.end = self.page = self.inspection_end = self
 
     def kill(self) -> None:
         type(self).alive -= 1
@@ -100,7 +100,7 @@ def test_sizes(cli: Cli, told: list[keeper.KeeperOptions], text: str, size: int)
 def test_the_keeper_decides_the_exit_code(
     cli: Cli, told: list[keeper.KeeperOptions], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(keeper, "run_keeper", lambda options, launched: code)
+    monkeypatch.setattr(keeper, "run_keeper", lambda options, launched, endpoint: code)
     cli("worker", "jobs", code=code)
 
 

@@ -103,7 +103,7 @@ def test_cancel_and_rerun(cli: Cli, app: Packhorse) -> None:
     run = diamond(app).enqueue()
     cli.start(1)
     assert "3 jobs of" in (out := cli("workflows", "cancel", run.id).stdout)
-    assert "1 running ones will be stopped by their workers" in out
+    assert "1 running job will be stopped by the worker" in out
     other = diamond(app).enqueue()
     assert {item["answer"] for item in cli.json("workflows", "cancel", other.id)["items"]} == {"done"}
     assert cli.json("workflows", "list")["items"][0]["state"] == "cancelled"

@@ -124,6 +124,26 @@ class TakesTheRateForTheBurst(MemoryBackend):
 
 
 @broken
+class CountsEachClaimThatARateHoldsBack(MemoryBackend):
+    """An idle worker that polls would count for ever."""
+
+    async def claim(self, *args):
+        self._rate_limited._opens_at_ms.clear()
+        return await super().claim(*args)
+
+
+@broken
+class CountsARateThatIsSpentThoughNothingWaits(MemoryBackend):
+    async def claim(self, *args):
+        claimed = await super().claim(*args)
+        for job in claimed:
+            for limit in await self.limits(about=(job.type, job.key)):
+                if limit.opens_in_ms:
+                    self._rate_limited.note_type(job.type, self.store.clock.now_ms() + limit.opens_in_ms)
+        return claimed
+
+
+@broken
 class NeverSaysWhenARateOpens(MemoryBackend):
     """A tick that knows only of delayed jobs: a limited queue sleeps until somebody polls."""
 

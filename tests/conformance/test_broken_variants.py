@@ -14,8 +14,10 @@ from packhorse.testing.conformance import cases, check
 from packhorse.testing.conformance.stores import MemoryHarness
 
 from . import (  # noqa: F401  # they register their variants
+    broken_changes,
     broken_flow,
     broken_keeping,
+    broken_lapses,
     broken_settings,
     broken_structure,
     broken_transfer,
@@ -24,8 +26,10 @@ from .broken_on_the_way import BROKEN
 
 #: Where the rules are that the variants of a module break: these cases are asked first, then all others.
 TOPICS = {
+    "broken_changes": ("changes",),
     "broken_flow": ("limits", "slots", "fair", "capacity"),
     "broken_keeping": ("lease", "tick", "look", "steer"),
+    "broken_lapses": ("lapses",),
     "broken_on_the_way": ("enqueue", "claim", "settle", "unique"),
     "broken_settings": ("steps", "schedules", "keys", "look"),
     "broken_structure": ("cascade", "depend"),

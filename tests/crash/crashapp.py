@@ -2,20 +2,24 @@
 
 import asyncio
 import ctypes
+import itertools
+import logging
 import os
+import re
 import signal
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 from typing import Any
 
-from packhorse import Context, Fail, Packhorse, Results
+from packhorse import Context, Fail, Failure, Packhorse, Results
 
 app = Packhorse(os.environ.get("CRASH_URL", "memory://"))
 
 
-def note(what: str, ctx: Context) -> None:
-    line = f"{what} {ctx.id} {ctx.attempt} {os.getpid()} {time.clock_gettime(time.CLOCK_BOOTTIME):.3f}\n"
+def note(what: str, ctx: Context | Failure, pid: int = 0) -> None:
+    line = f"{what} {ctx.id} {ctx.attempt} {pid or os.getpid()} {time.clock_gettime(time.CLOCK_BOOTTIME):.3f}\n"
     fd = os.open(os.environ["CRASH_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(fd, line.encode())
@@ -23,10 +27,34 @@ def note(what: str, ctx: Context) -> None:
         os.close(fd)
 
 
+if os.environ.get("CRASH_HOOK"):
+
+    @app.on_failure
+    def tell(failure: Failure) -> None:
+        note("told-final" if failure.final else "told", failure)
+
+
 @app.task(backoff="20ms", backoff_max="200ms")
 async def work(ctx: Context, ms: float = 5) -> int:
     note("start", ctx)
     await asyncio.sleep(ms / 1000)
+    note("end", ctx)
+    return ctx.attempt
+
+
+@app.task
+async def talk(ctx: Context, ms: float) -> None:
+    """Log, and go on for a while."""
+    logging.getLogger("crash.talk").info("attempt %d begins", ctx.attempt)
+    await asyncio.sleep(ms / 1000)
+
+
+@app.task(timeout="1h")
+async def hold(ctx: Context, go: str) -> int:
+    """Go on until the test lets it go, by making the file `go`."""
+    note("start", ctx)
+    while not os.access(go, os.F_OK):
+        await asyncio.sleep(0.01)
     note("end", ctx)
     return ctx.attempt
 
@@ -61,6 +89,21 @@ async def die(ctx: Context, how: str) -> None:
     if how == "exit":
         os._exit(1)
     os.kill(os.getpid(), signal.SIGSEGV if how == "segfault" else signal.SIGKILL)
+
+
+@app.task(max_attempts=1)
+async def take_turn(ctx: Context) -> int:
+    """Take the loop for a moment: what was claimed with it waits."""
+    note("start", ctx)
+    time.sleep(0.002)
+    return ctx.attempt
+
+
+@app.task(max_attempts=1, executor="process")
+def in_child(ctx: Context) -> int:
+    note("start", ctx)
+    time.sleep(0.2)
+    return ctx.attempt
 
 
 @app.task(max_attempts=1, timeout="60s")
@@ -155,3 +198,75 @@ def connect() -> Any:
     import psycopg
 
     return psycopg.connect(url.partition("?")[0])
+
+
+# ---- handlers to be looked into: tests/worker/test_blocked_runners.py, tests/cli/test_profile.py ----------------
+
+
+@app.task(timeout="1h")
+async def sleep_badly(ctx: Context, ms: int, secret: str = "", go: str = "") -> int:
+    """Block the loop in Python code, for `ms` or until the test makes the file `go`."""
+    note("start", ctx)
+    end = time.monotonic() + ms / 1000
+    while time.monotonic() < end and not (go and os.access(go, os.F_OK)):
+        time.sleep(min(0.05, max(0, end - time.monotonic())))
+    note("end", ctx)
+    return ctx.attempt
+
+
+@app.task(timeout="1s", max_attempts=1)
+async def match_badly(ctx: Context, secret: str = "") -> None:
+    """Hold the interpreter lock in C for longer than anybody waits."""
+    note("start", ctx)
+    re.fullmatch("(a+)+$", "a" * 64 + "b")
+
+
+def burn(ms: int) -> int:
+    end = time.monotonic() + ms / 1000
+    total = 0
+    while time.monotonic() < end:
+        total += sum(number * number for number in range(2_000))
+    return total
+
+
+@app.task(timeout="1h")
+def burn_in_thread(ctx: Context, ms: int) -> int:
+    note("start", ctx)
+    return burn(ms)
+
+
+@app.task(timeout="1h", executor="process")
+def burn_in_process(ctx: Context, ms: int) -> int:
+    note("start", ctx)
+    return burn(ms)
+
+
+@app.task(timeout="1h")
+async def burn_on_loop(ctx: Context, ms: int) -> int:
+    note("start", ctx)
+    for _ in range(ms // 20):
+        burn(20)
+        await asyncio.sleep(0)
+    return ctx.attempt
+
+
+@app.task(timeout="1h", executor="process")
+def chat(ctx: Context) -> None:
+    """Talk with the runner without a pause, beside a program that the handler has started."""
+    with subprocess.Popen(["sleep", "3600"]) as program:
+        note("start", ctx)
+        note("program", ctx, program.pid)
+        for number in itertools.count():
+            ctx.progress(0.5, "x" * 200)
+            ctx.blocking.step(f"step{number % 50}", int)
+
+
+async def wait_deep(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+@app.task(timeout="1h")
+async def wait_for_others(ctx: Context, ms: int) -> int:
+    note("start", ctx)
+    await asyncio.gather(wait_deep(ms / 1000), wait_deep(ms / 1000))
+    return ctx.attempt

@@ -60,20 +60,21 @@ class Worker:
                         found.append(int(entry.name))
         return sorted(found)
 
-    def kill_all(self) -> None:
-        """kill -9 of the keeper and all its runners."""
+    def kill_all(self) -> list[int]:
+        """kill -9 of the keeper and all its runners; answers the runners that this hit."""
         runners = self.runners()
         self.process.kill()
         for pid in runners:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        return runners
 
     def stop(self, timeout: float = 60) -> int:
         """SIGTERM, and wait for the end. Not before it is ready: until then a signal just ends a starting Python."""
         started = time.monotonic()
         while b" ready: " not in self.output.read_bytes() and self.process.poll() is None:
-            assert time.monotonic() - started < 30, f"never ready: {self.output.read_text()}"
+            assert time.monotonic() - started < timeout, f"never ready: {self.output.read_text()}"
             time.sleep(0.01)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -153,6 +154,11 @@ class Lab:
             if kind == what:
                 found.append(Start(job, int(attempt), int(pid), float(at)))
         return found
+
+    def busy(self) -> set[int]:
+        """The pids of runners that began a job and did not end it; of killed ones too."""
+        ended = {(line.job, line.attempt) for line in self.lines("end")}
+        return {start.pid for start in self.lines() if (start.job, start.attempt) not in ended}
 
     def until(self, condition: Callable[[], bool], limit: float, what: str) -> float:
         """Wait for a condition, looking again and again; answers how long it took, s."""

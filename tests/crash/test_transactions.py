@@ -43,7 +43,7 @@ def test_crash_around_the_commit_leaves_both_or_neither(bank: Lab, kill: str, ru
     ids = [bank.enqueue("transfer", payload={"kill": kill, "number": number})[0] for number in range(3)]
     worker = bank.worker("-c", "1", "--lease", "2s")
     bank.until(lambda: bank.all_ended(ids), 60, "all jobs ended")
-    bank.until(lambda: len(bank.lines("end")) >= 3 + (runs == 2) * 3, 30, "follow-ups ended")
+    bank.until(lambda: len(bank.lines("end")) >= 3 + (runs == 2) * 3, 60, "follow-ups ended")
     assert worker.stop() == 0
     records = bank.records(ids)
     assert [(job.state, job.attempt, result(job)) for job in records] == [

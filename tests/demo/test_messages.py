@@ -41,6 +41,14 @@ def test_delivering_again_leaves_one_even_when_it_was_read_meanwhile(tmp_path: P
     assert len(mailbox.Maildir(folder)) == 1
 
 
+def test_a_box_whose_maker_was_killed_half_way_is_made_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "mail"
+    (folder / "tmp").mkdir(parents=True)
+    mail = Mail(to="a@example.com", subject="Hi")
+    assert deliver(render(mail, "job-1", NOW_MS), folder, "job-1") is True
+    assert len(mailbox.Maildir(folder, create=False)) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "to", "subject"),
     [

@@ -50,7 +50,7 @@ def shell(url: str, **options: Any) -> psycopg.Connection[Any]:
     return db
 
 
-async def until(condition: Callable[[], Any], what: str, limit_s: float = 10) -> None:
+async def until(condition: Callable[[], Any], what: str, limit_s: float = 60) -> None:
     """Wait for a condition, at most `limit_s`."""
     give_up_at_ms = SYSTEM_CLOCK.boot_ms() + limit_s * 1000
     while True:

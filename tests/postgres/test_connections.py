@@ -10,11 +10,12 @@ import pytest
 
 from packhorse.backends.base import Keep, Query, QueueChange, Settlement, queue_topic
 from packhorse.backends.opening import open_backend
+from packhorse.backends.postgres import schema
 from packhorse.backends.postgres.connection import parse_url
-from packhorse.clock import SYSTEM_CLOCK
 from packhorse.errors import ConfigurationError, SchemaMismatch, Unavailable
 from packhorse.job import State, Unique
 from tests.servers import Private, with_parameter
+from tests.witness import Witness, boot_s
 
 from .helpers import new, opened, run, shell, until
 
@@ -46,7 +47,7 @@ def test_killed_connections_are_replaced(postgres_url: str) -> None:
     run(main())
 
 
-def test_a_killed_listener_comes_back(postgres_url: str) -> None:
+def test_a_killed_listener_comes_back(postgres_url: str, witness: Witness) -> None:
     """B20: within a second, and what was told meanwhile is not lost."""
 
     async def main() -> None:
@@ -56,14 +57,16 @@ def test_a_killed_listener_comes_back(postgres_url: str) -> None:
                 for _ in range(3):
                     await bell.wait(0)
                     assert _kill(postgres_url, "query LIKE 'LISTEN%'") == 1
+                    killed = boot_s()
                     await other.enqueue(new(1))
-                    assert await bell.wait(1_500), "no ring after the listener was killed"
+                    assert await bell.wait(30_000), "no ring after the listener was killed"
+                    assert witness.since_s(killed) < 1.5
                     await until(lambda: waiter._wake.delivers, "it listens again")
                     await bell.wait(300)
-                    began_ms = SYSTEM_CLOCK.boot_ms()
+                    began = boot_s()
                     await other.enqueue(new(1))
-                    assert await bell.wait(2_000)
-                    assert SYSTEM_CLOCK.boot_ms() - began_ms < 500
+                    assert await bell.wait(30_000)
+                    assert witness.since_s(began) < 0.5
 
     run(main())
 
@@ -75,7 +78,7 @@ def test_a_ring_crosses_processes_quickly_and_own_rings_are_not_doubled(postgres
                 await until(lambda: waiter._wake.delivers, "the listener has tried itself")
                 await bell.wait(0)
                 await other.enqueue(new(1))
-                assert await bell.wait(1_000)
+                assert await bell.wait(30_000)
                 await other.enqueue(new(1, queue="elsewhere"))
                 assert not await bell.wait(100)
                 await waiter.enqueue(new(1))
@@ -95,7 +98,7 @@ def test_many_topics_fit_into_a_notification(postgres_url: str) -> None:
                 await until(lambda: waiter._wake.delivers, "the listener has tried itself")
                 await bell.wait(0)
                 await other.settle([Settlement(id=j.id, token=j.token, state=State.SUCCEEDED) for j in jobs])
-                assert await bell.wait(1_000)
+                assert await bell.wait(30_000)
 
     run(main())
 
@@ -182,6 +185,21 @@ def test_many_open_an_empty_database_at_once(postgres_url: str) -> None:
     run(main())
 
 
+def test_a_store_is_made_whole_or_not_at_all(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who came between two migrations of a new store was once refused: the store has schema 1, this needs 2."""
+
+    async def main() -> None:
+        first, *_ = schema.migrations()
+        monkeypatch.setattr(schema, "migrations", lambda: [first, (2, "SELECT 1 / 0")])
+        with pytest.raises(Exception, match="division by zero"):
+            await open_backend(postgres_url).open()
+        monkeypatch.undo()
+        async with opened(postgres_url) as backend:
+            assert (await backend.enqueue(new(1)))[0].created
+
+    run(main())
+
+
 def test_a_user_without_rights_is_told_what_is_missing(postgres_url: str) -> None:
     async def main() -> None:
         with shell(postgres_url) as db:
@@ -198,17 +216,17 @@ def test_a_user_without_rights_is_told_what_is_missing(postgres_url: str) -> Non
     run(main())
 
 
-def test_a_lock_that_somebody_holds_ends_a_call_in_bounded_time(postgres_url: str) -> None:
+def test_a_lock_that_somebody_holds_ends_a_call_in_bounded_time(postgres_url: str, witness: Witness) -> None:
     async def main() -> None:
         async with opened(postgres_url + "&timeout=1500ms") as backend:
             specs = new(2)
             await backend.enqueue(specs)
             with shell(postgres_url, autocommit=False) as db:
                 db.execute("SELECT 1 FROM jobs WHERE id = %s FOR UPDATE", (specs[0].id,))
-                began_ms = SYSTEM_CLOCK.boot_ms()
+                began = boot_s()
                 with pytest.raises(Unavailable, match="open transaction"):
                     await backend.cancel([specs[0].id])
-                assert SYSTEM_CLOCK.boot_ms() - began_ms < 5_000
+                assert witness.since_s(began) < 5
                 (job,) = await backend.claim(["default"], 5, 30_000, "w")
                 assert job.id == specs[1].id
                 db.rollback()

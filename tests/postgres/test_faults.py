@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 
 from packhorse.backends.base import QueueChange, Settlement, Verdict, queue_topic
 from packhorse.backends.opening import open_backend
-from packhorse.backends.postgres.connection import IDLE_MS, connect
-from packhorse.clock import SYSTEM_CLOCK
-from packhorse.errors import Unavailable
+from packhorse.backends.postgres.connection import IDLE_MS, connect, explain, parse_url
+from packhorse.errors import StoreFull, Unavailable
 from packhorse.job import State
 from tests.proxy import FaultProxy
 from tests.servers import Private, with_parameter
+from tests.witness import Witness, boot_s
 
 from .helpers import new, opened, run, until
 
@@ -36,7 +37,7 @@ def test_it_goes_on_after_the_server_was_restarted(private: Private, hard: bool)
                 await bell.wait(0)
                 await until(lambda: _works(other), "the other works again")
                 await other.enqueue(new(1))
-                assert await bell.wait(2_000)
+                assert await bell.wait(30_000)
 
     run(main())
 
@@ -49,18 +50,18 @@ async def _works(backend) -> bool:
     return True
 
 
-def test_a_frozen_server_ends_calls_in_bounded_time(private: Private) -> None:
+def test_a_frozen_server_ends_calls_in_bounded_time(private: Private, witness: Witness) -> None:
     async def main() -> None:
         server = private.postgres()
         async with opened(with_parameter(server.url, "timeout", "1s")) as backend:
             await backend.enqueue(new(1))
             server.freeze()
             try:
-                began_ms = SYSTEM_CLOCK.boot_ms()
+                began = boot_s()
                 calls = [backend.enqueue(new(1)), backend.claim(["default"], 1, 30_000, "w"), backend.counts()]
                 answers = await asyncio.gather(*calls, return_exceptions=True)
                 assert [type(answer) for answer in answers] == [Unavailable] * 3
-                assert SYSTEM_CLOCK.boot_ms() - began_ms < 10_000
+                assert witness.since_s(began) < 10
                 with pytest.raises(Unavailable):
                     await open_backend(with_parameter(server.url, "timeout", "1s")).open()
             finally:
@@ -98,20 +99,28 @@ def test_a_lost_reply_leaves_a_call_done_or_not_done(private: Private) -> None:
     run(main())
 
 
-def test_a_client_that_stops_in_a_claim_holds_a_pause_up_for_5_s_at_most(postgres_url: str) -> None:
+def test_a_client_that_stops_in_a_claim_holds_a_pause_up_for_5_s_at_most(postgres_url: str, witness: Witness) -> None:
     async def main() -> None:
         async with opened(postgres_url) as backend:
             stopped = await connect(backend.location)
             await stopped.execute("BEGIN")
             await stopped.execute("SELECT pg_advisory_xact_lock_shared($1)", (backend._store.lock_key("gate"),))
-            began_ms = SYSTEM_CLOCK.boot_ms()
+            began = boot_s()
             paused = False
             while not paused:
                 try:
                     paused = (await backend.queues([QueueChange(queue="default", paused=True)]))["default"].paused
                 except Unavailable:
-                    assert SYSTEM_CLOCK.boot_ms() - began_ms < 2 * IDLE_MS
-            assert SYSTEM_CLOCK.boot_ms() - began_ms < 1.5 * IDLE_MS
+                    assert witness.since_s(began) < 2 * IDLE_MS / 1000
+            assert witness.since_s(began) < 1.5 * IDLE_MS / 1000
             await stopped.close()
 
     run(main())
+
+
+def test_a_full_disk_is_told_apart_from_a_server_that_is_away() -> None:
+    location = parse_url("postgresql://localhost/jobs")
+    full = explain(psycopg.errors.DiskFull("could not extend file: No space left on device"), location)
+    assert type(full) is StoreFull
+    assert "No space left" in str(full)
+    assert type(explain(psycopg.errors.AdminShutdown("ending"), location)) is Unavailable

@@ -19,6 +19,7 @@ from packhorse.backends.postgres.script import Script, Statement
 from packhorse.chance import Chance
 from packhorse.clock import ManualClock
 from packhorse.job import JobSpec, State
+from packhorse.testing.model import by_id
 
 SEEDS = 200 if os.environ.get("PACKHORSE_FULL") else 8
 FOREVER = Keep(succeeded_ms=10**12, failed_ms=10**12, cancelled_ms=10**12)
@@ -37,6 +38,7 @@ class Twins:
         self.both: list[Backend] = [MemoryBackend(self.store), open_backend(url, self.clock)]
         self.held: list[dict[str, str]] = [{}, {}]  # id → token, which differ between the two
         self.count = 0
+        self.cursors: list[str | None] = [None, None]
         self.said: list[str] = []
 
     def agree(self, answers: list[Any], what: str) -> Any:
@@ -102,7 +104,7 @@ class Twins:
 
     async def retire(self) -> None:
         worker = self.chance.choice(["w1", "w2"])
-        self.agree([await one.retire(worker, "gone") for one in self.both], f"retire {worker}")
+        self.agree([by_id(await one.retire(worker, "gone")) for one in self.both], f"retire {worker}")
         await self._forget_lost()
 
     async def cancel(self) -> None:
@@ -114,7 +116,7 @@ class Twins:
         # Never past a lease: in which order jobs of several dead workers lapse, and take turns, nobody promises.
         self.clock.advance(self.chance.choice([0, 1, 10, 40, 200, 1_000]))
         ticks = [await one.tick(1_000, FOREVER) for one in self.both]
-        self.agree([(ticked.promoted, ticked.lapsed, ticked.now_ms) for ticked in ticks], "tick")
+        self.agree([(ticked.promoted, by_id(ticked.lapses), ticked.now_ms) for ticked in ticks], "tick")
         for worker in ("w1", "w2"):
             for one in self.both:
                 await one.heartbeat(WorkerInfo(id=worker), 10_000)
@@ -129,6 +131,15 @@ class Twins:
     def _some(self, ids: list[str], most: int) -> list[str]:
         self.chance.shuffle(ids)  # type: ignore[arg-type]  # a list of text is a list of objects that nobody adds to
         return ids[: self.chance.choice([1, 3, most])]
+
+    async def changes(self) -> None:
+        """Compare what was told since the last time: to where each job came."""
+        answers = []
+        for number, one in enumerate(self.both):
+            found = await one.changes(self.cursors[number])
+            self.cursors[number] = found.cursor
+            answers.append((found.gap, {change.id: (change.state, change.at_ms) for change in found.changes}))
+        self.agree(answers, "changes")
 
     async def places(self) -> None:
         """Compare where every pending job stands, which no verb tells."""
@@ -159,6 +170,7 @@ def test_postgres_answers_as_memory_does(seed: int, postgres_url: str) -> None:
                 await twins.chance.choice(moves)()
                 await twins.places()
                 twins.agree([await one.counts() for one in twins.both], "counts")
+                await twins.changes()
         finally:
             for one in twins.both:
                 await one.close()

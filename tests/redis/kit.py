@@ -17,14 +17,14 @@ from packhorse.clock import SYSTEM_CLOCK, Clock
 from packhorse.job import Claimed, JobSpec
 
 LEASE_MS = 30_000
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test's coroutine, for a minute at most."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             await main()
 
     asyncio.run(bounded())

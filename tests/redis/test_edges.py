@@ -8,6 +8,7 @@ from collections import Counter
 import msgspec
 import pytest
 
+from packhorse.backends import grouping
 from packhorse.backends.base import (
     ABSENT_KEPT_MS,
     Keep,
@@ -21,11 +22,12 @@ from packhorse.backends.base import (
     queue_topic,
 )
 from packhorse.backends.opening import open_backend
-from packhorse.backends.redis import RedisBackend, grouping
+from packhorse.backends.redis import RedisBackend
 from packhorse.clock import ManualClock
 from packhorse.errors import ConfigurationError, InvalidOption, Unavailable
 from packhorse.job import JobError, State
 from tests.servers import Private, with_parameter
+from tests.witness import Witness, boot_s
 
 from .kit import add, beat, claim, key, opened, run, shell, specs, until
 
@@ -346,7 +348,7 @@ def test_calls_under_an_eager_task_factory(redis_url: str) -> None:
     run(main)
 
 
-def test_a_heartbeat_waits_for_no_other_call(private: Private) -> None:
+def test_a_heartbeat_waits_for_no_other_call(private: Private, witness: Witness) -> None:
     server = private.redis()
 
     async def main() -> None:
@@ -356,12 +358,12 @@ def test_a_heartbeat_waits_for_no_other_call(private: Private) -> None:
                 client.client_pause(1_000_000, all=True)
             gets = [asyncio.create_task(backend.get([job_id])) for _ in range(80)]
             await asyncio.sleep(0.05)
-            begun = asyncio.get_running_loop().time()
+            begun = boot_s()
             with pytest.raises(Unavailable):
                 await beat(backend)
-            assert asyncio.get_running_loop().time() - begun < 1.5
+            assert witness.since_s(begun) < 1.5
             assert all(isinstance(one, Unavailable) for one in await asyncio.gather(*gets, return_exceptions=True))
-            assert asyncio.get_running_loop().time() - begun < 3.0
+            assert witness.since_s(begun) < 3.0
 
     run(main)
 
@@ -380,11 +382,11 @@ def test_bells_hung_at_once_listen_on_one_connection(redis_url: str) -> None:
                     await bell.wait(100)
                     client.publish(wake, b"\xc1 no msgpack")
                     client.publish(wake, msgspec.msgpack.encode(7))
-                    assert await bell.wait(5_000), "what it cannot read rings all bells"
+                    assert await bell.wait(30_000), "what it cannot read rings all bells"
                     await bell.wait(50)
                     async with opened(redis_url) as other_one:
                         await add(other_one, queue="q")
-                    assert await bell.wait(5_000), "it still listens"
+                    assert await bell.wait(30_000), "it still listens"
 
     run(main)
 

@@ -13,10 +13,11 @@ from packhorse.backends.base import Keep, Limit, Settlement, Verdict, WorkerInfo
 from packhorse.backends.bells import Bell
 from packhorse.backends.redis import RedisBackend
 from packhorse.clock import ManualClock
-from packhorse.errors import InvalidOption, Unavailable
+from packhorse.errors import InvalidOption, StoreFull, Unavailable
 from packhorse.job import State, Unique
 from packhorse.testing.conformance.stores import RedisHarness
 from tests.servers import Private, with_parameter
+from tests.witness import Witness, boot_s
 
 from .kit import add, beat, claim, key, opened, run, shell, specs, until
 
@@ -68,7 +69,7 @@ def _kill(client, name: bytes) -> int:
     return killed
 
 
-def test_a_killed_listener_is_back_within_a_second(redis_url: str) -> None:
+def test_a_killed_listener_is_back_within_a_second(redis_url: str, witness: Witness) -> None:
     """Also what a full output buffer does: the server closes the connection."""
 
     async def main() -> None:
@@ -78,15 +79,15 @@ def test_a_killed_listener_is_back_within_a_second(redis_url: str) -> None:
                 await bell.wait(100)
                 for _ in range(2):
                     client.client_kill_filter(_type="pubsub", skipme=True)
-                    killed_at = asyncio.get_running_loop().time()
-                    assert await bell.wait(5_000), (
+                    killed_at = boot_s()
+                    assert await bell.wait(30_000), (
                         "the bells ring once it listens again: something may have been missed"
                     )
-                    assert asyncio.get_running_loop().time() - killed_at < 1.5
+                    assert witness.since_s(killed_at) < 1.5
                 await until(lambda: client.pubsub_numsub(key(backend, "wake"))[0][1] == 1, "it listens")
                 await bell.wait(50)
                 await add(other)
-                assert await bell.wait(5_000)
+                assert await bell.wait(30_000)
 
     run(main)
 
@@ -117,7 +118,7 @@ def test_it_listens_only_while_a_bell_hangs(redis_url: str, monkeypatch: pytest.
     run(main)
 
 
-def test_a_server_that_stops_answering_is_unavailable_in_bounded_time(private: Private) -> None:
+def test_a_server_that_stops_answering_is_unavailable_in_bounded_time(private: Private, witness: Witness) -> None:
     server = private.redis()
 
     async def main() -> None:
@@ -126,12 +127,12 @@ def test_a_server_that_stops_answering_is_unavailable_in_bounded_time(private: P
             pid = shell(server.url).info("server")["process_id"]
             os.kill(pid, signal.SIGSTOP)
             try:
-                started = asyncio.get_running_loop().time()
+                started = boot_s()
                 with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
                     await claim(backend)
                 results = await asyncio.gather(*[add(backend) for _ in range(20)], return_exceptions=True)
                 assert all(isinstance(one, Unavailable) for one in results)
-                assert asyncio.get_running_loop().time() - started < 5
+                assert witness.since_s(started) < 5
             finally:
                 os.kill(pid, signal.SIGCONT)
             await until(lambda: _answers(backend), "it answers again")
@@ -213,10 +214,10 @@ def test_a_server_without_memory_refuses_new_jobs_and_lets_old_ones_end(private:
     async def main() -> None:
         async with opened(server.url) as backend:
             await add(backend, 3)
-            with pytest.raises(Unavailable, match="out of memory"):
+            with pytest.raises(StoreFull, match="out of memory"):
                 await _fill(backend)
             before = (await backend.counts())["default"].states
-            with pytest.raises(Unavailable, match="out of memory"):
+            with pytest.raises(StoreFull, match="out of memory"):
                 await backend.enqueue(specs(100))
             assert (await backend.counts())["default"].states == before, "a refused call left something behind"
             jobs = await claim(backend, 3)

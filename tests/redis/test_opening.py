@@ -162,7 +162,7 @@ def test_a_user_with_few_rights_is_enough(private: Private) -> None:
         async with opened(with_parameter(url, "prefix", "mine")) as backend:
             await add(backend)
             with backend.watch(["queue:default"]) as bell:
-                assert await bell.wait(5_000)
+                assert await bell.wait(30_000)
         with pytest.raises(PackhorseError, match=r"may not do this|answered with an error"):
             await open_backend(with_parameter(url, "prefix", "theirs")).open()
 

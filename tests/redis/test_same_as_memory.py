@@ -20,6 +20,7 @@ from packhorse.clock import ManualClock
 from packhorse.errors import PackhorseError
 from packhorse.job import JobSpec, State, Unique
 from packhorse.testing.conformance.stores import RedisHarness
+from packhorse.testing.model import by_id
 
 SEEDS = 200 if os.environ.get("PACKHORSE_FULL") else 12
 FOREVER = Keep(succeeded_ms=10**12, failed_ms=10**12, cancelled_ms=10**12)
@@ -42,6 +43,7 @@ class Twins:
         self.both: list[Backend] = [MemoryBackend(self.store), open_backend(self.harness.url, self.clock)]
         self.held: list[dict[str, str]] = [{}, {}]  # id → token, which differ between the two
         self.count = 0
+        self.cursors: list[str | None] = [None, None]
         self.said: list[str] = []
 
     def agree(self, answers: list[Any], what: str) -> Any:
@@ -146,7 +148,7 @@ class Twins:
 
     async def retire(self) -> None:
         worker = self.chance.choice(["w1", "w2"])
-        self.agree([await one.retire(worker, "gone") for one in self.both], f"retire {worker}")
+        self.agree([by_id(await one.retire(worker, "gone")) for one in self.both], f"retire {worker}")
         await self._forget_lost()
 
     async def cancel(self) -> None:
@@ -192,7 +194,7 @@ class Twins:
         self.clock.advance(self.chance.choice([0, 1, 10, 40, 200, 1_000]))
         keep = BRIEFLY if self.structure else FOREVER
         ticks = [await one.tick(1_000, keep) for one in self.both]
-        self.agree([(t.promoted, t.lapsed, t.dropped, t.freed, t.now_ms) for t in ticks], "tick")
+        self.agree([(t.promoted, by_id(t.lapses), t.dropped, t.freed, t.now_ms) for t in ticks], "tick")
         for worker in ("w1", "w2"):
             for one in self.both:
                 await one.heartbeat(WorkerInfo(id=worker), 10_000)
@@ -208,6 +210,15 @@ class Twins:
         self.chance.shuffle(ids)  # type: ignore[arg-type]  # a list of text is a list of objects that nobody adds to
         return ids[: self.chance.choice([1, 3, most])]
 
+    async def changes(self) -> None:
+        """Compare what was told since the last time: to where each job came."""
+        answers = []
+        for number, one in enumerate(self.both):
+            found = await one.changes(self.cursors[number])
+            self.cursors[number] = found.cursor
+            answers.append((found.gap, {change.id: (change.state, change.at_ms) for change in found.changes}))
+        self.agree(answers, "changes")
+
     async def compare(self) -> None:
         """Compare all jobs as `get` tells of them, the counts, and how far the workflows are."""
         self.agree([await one.counts() for one in self.both], "counts")
@@ -215,6 +226,7 @@ class Twins:
         for memory, redis in zip(*[await one.get(ids) for one in self.both], strict=True):
             self.agree([memory, redis], "get")
         self.agree([await one.workflows() for one in self.both], "workflows")
+        await self.changes()
 
 
 def _run(seed: int, url: str, *, structure: bool, rounds: int) -> None:

@@ -18,6 +18,7 @@ from packhorse.worker.claimer import Claimer
 from packhorse.worker.engine import Engine
 from packhorse.worker.heart import Heart
 from packhorse.worker.lease import Lease
+from packhorse.worker.run import Run
 from packhorse.worker.runner import Runner
 from packhorse.worker.settler import Lane
 
@@ -47,12 +48,33 @@ class LapsesFromASnapshot(MemoryBackend):
         now_ms = store.clock.now_ms()
         dead = [worker for worker in store.held if worker not in store.workers or store.workers[worker][1] <= now_ms]
         doomed = [job_id for worker in dead for job_id in sorted(store.held[worker])]
+        lapses = []
         if doomed:
             await pause(300)
             for job_id in doomed:
                 if store.jobs[job_id].state is State.RUNNING:
-                    store.lapse(store.jobs[job_id], "the lease of the worker ran out", store.clock.now_ms())
-        return await super().tick(limit, keep)
+                    reason, at_ms = "the lease of the worker ran out", store.clock.now_ms()
+                    lapses.append(store.lapse(store.jobs[job_id], reason, at_ms))
+        ticked = await super().tick(limit, keep)
+        return msgspec.structs.replace(ticked, lapses=(*lapses, *ticked.lapses))
+
+
+class NamesALapseTwice(MemoryBackend):
+    """A tick names what the one before it lapsed, too."""
+
+    async def tick(self, limit: int, keep: Keep) -> Ticked:
+        ticked = await super().tick(limit, keep)
+        before = getattr(self.store, "named_before", ())
+        self.store.named_before = ticked.lapses
+        return msgspec.structs.replace(ticked, lapses=(*before, *ticked.lapses))
+
+
+class RetiresWithoutAName(MemoryBackend):
+    """A retirement takes the jobs and does not say which."""
+
+    async def retire(self, worker, reason):
+        await super().retire(worker, reason)
+        return []
 
 
 class AcknowledgesBeforeCommit(MemoryBackend):
@@ -205,7 +227,7 @@ class LetsEveryoneLapse(MemoryBackend):
 STORES = [
     SettlesByIdAlone, LapsesFromASnapshot, AcknowledgesBeforeCommit, ClaimsInTwoSteps, ChargesForReleases, ReusesTokens,
     RunsCancelledJobsAgain, CancelsWhatRuns, ForgetsPausesAtOnce, FreesKeysOnRetry, StoresFollowUpsOfStaleRuns,
-    EnqueuesTwice, LetsEveryoneLapse,
+    EnqueuesTwice, LetsEveryoneLapse, NamesALapseTwice, RetiresWithoutAName,
 ]  # fmt: skip
 
 # ---- workers -------------------------------------------------------------------------------------------------
@@ -237,6 +259,9 @@ def measures_the_lease_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> Non
 
     build = Lease.__init__
     monkeypatch.setattr(Lease, "__init__", lambda self, clock, *rest: build(self, Wall(clock), *rest))
+    # Nobody compares by another clock either: each start asks `fresh`.
+    never = property(lambda self: 0, lambda self, value: None)
+    monkeypatch.setattr(Lease, "fresh_until_ns", never, raising=False)
 
 
 def drops_a_batch_whose_reply_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,10 +340,10 @@ def beats_too_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lets_a_handler_stop_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot dies of what its handler raises."""
-    monkeypatch.setattr(Runner, "_stopped_outcome", _reraise)
+    monkeypatch.setattr(Run, "raised", _reraise)
 
 
-def _reraise(self, run, error: BaseException):
+def _reraise(self, error: BaseException):
     raise RuntimeError("the slot is gone") from error
 
 

@@ -7,6 +7,7 @@ import contextlib
 import msgspec
 import pytest
 
+from packhorse.backends.base import Lapse
 from packhorse.backends.memory import MemoryBackend
 from packhorse.errors import Unavailable
 from packhorse.job import State
@@ -24,11 +25,12 @@ class LeaksASlotOnLapse(MemoryBackend):
         super().__init__(store)
         lapse = store.lapse
 
-        def leak(job, reason, now_ms) -> None:
+        def leak(job, reason, now_ms) -> Lapse:
             limited = job.lane is not None
-            lapse(job, reason, now_ms)
+            lapsed = lapse(job, reason, now_ms)
             if limited:
                 store.limits.count(job, 1)
+            return lapsed
 
         store.lapse = leak
 
@@ -276,9 +278,10 @@ class LosesStepsOnLapse(MemoryBackend):
         super().__init__(store)
         lapse = store.lapse
 
-        def forget(job, reason, now_ms) -> None:
-            lapse(job, reason, now_ms)
+        def forget(job, reason, now_ms) -> Lapse:
+            lapsed = lapse(job, reason, now_ms)
             job.steps = None
+            return lapsed
 
         store.lapse = forget
 

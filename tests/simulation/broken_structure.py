@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from packhorse.backends.base import Lapse
 from packhorse.backends.memory import MemoryBackend
 from packhorse.errors import PackhorseError, Unavailable
 from packhorse.job import TERMINAL, State
@@ -86,10 +87,11 @@ class ForgetsChildrenOnLapse(_ForgetsChildren):
         super().__init__(store)
         lapse = store.lapse
 
-        def forget(job, reason, now_ms) -> None:
-            lapse(job, reason, now_ms)
+        def forget(job, reason, now_ms) -> Lapse:
+            lapsed = lapse(job, reason, now_ms)
             if job.state in TERMINAL:
                 self.forget_children()
+            return lapsed
 
         store.lapse = forget
 

@@ -28,6 +28,7 @@ SEEDS = {
     "gives_back_what_still_runs": (20_000, 240),
     "forgets_orphans_at_a_stop": (0, 1_100),
     "beats_too_seldom": (0, 160),
+    "RetiresWithoutAName": (300, 80),
     "LeaksASlotOnLapse": (0, 250),
     "GivesASlotBackTwice": (0, 250),
     "ForgetsLimitsAtARestart": (0, 350),
@@ -60,6 +61,8 @@ SEEDS = {
 WORDS = {
     "SettlesByIdAlone": "an old run decided the outcome",
     "LapsesFromASnapshot": "lapsed though",
+    "NamesALapseTwice": "a tick named the lapses",
+    "RetiresWithoutAName": "named the lapses []",
     "ClaimsInTwoSteps": "was claimed by",
     "ForgetsPausesAtOnce": "which is paused",
     "FreesKeysOnRetry": "unique key",

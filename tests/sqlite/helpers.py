@@ -18,7 +18,7 @@ from packhorse.job import Claimed, JobSpec, State, Unique
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T], limit_s: float = 30) -> T:
+def run(main: Coroutine[Any, Any, T], limit_s: float = 100) -> T:
     """Run a test's body, for at most `limit_s`."""
 
     async def bounded() -> T:
@@ -64,7 +64,7 @@ def count_jobs(path: Path) -> int:
         db.close()
 
 
-async def until(condition: Callable[[], bool], what: str, limit_s: float = 10) -> None:
+async def until(condition: Callable[[], bool], what: str, limit_s: float = 60) -> None:
     """Wait for a condition, at most `limit_s`."""
     give_up_at_ms = SYSTEM_CLOCK.boot_ms() + limit_s * 1000
     while not condition():

@@ -17,7 +17,7 @@ import pytest
 from packhorse.backends.sqlite.connection import explain
 from packhorse.backends.sqlite.filing import Location
 from packhorse.clock import SYSTEM_CLOCK
-from packhorse.errors import ConfigurationError, PackhorseError, Unavailable
+from packhorse.errors import ConfigurationError, PackhorseError, StoreFull, Unavailable
 
 from .helpers import count_jobs, new, opened, run, shell
 
@@ -66,7 +66,7 @@ def test_a_long_read_stops_no_writer(tmp_path: Path) -> None:
                 rows = db.execute("SELECT id FROM jobs")
                 rows.fetchone()  # the snapshot is open from here
                 started.set()
-                assert go_on.wait(20)
+                assert go_on.wait(60)
                 return len(rows.fetchall())
 
             reading = asyncio.ensure_future(backend._engine.read(look))
@@ -91,9 +91,9 @@ def test_a_full_disk_stores_nothing_and_is_over_when_there_is_room(tmp_path: Pat
             assert db is not None
             pages = db.execute("PRAGMA page_count").fetchone()[0]
             db.execute(f"PRAGMA max_page_count = {pages}")
-            with pytest.raises(Unavailable, match="free some space"):
+            with pytest.raises(StoreFull, match="free some space"):
                 await backend.enqueue(new(500, payload=b"x" * 900))
-            with pytest.raises(Unavailable, match="free some space"):
+            with pytest.raises(StoreFull, match="free some space"):
                 await backend.enqueue([*new(1), *new(3, payload=b"x" * 50_000)])
             assert count_jobs(tmp_path / "a.db") == 5
             db.execute("PRAGMA max_page_count = 1000000")
@@ -121,7 +121,7 @@ def test_a_full_disk_harms_only_the_calls_that_need_room(tmp_path: Path) -> None
             other.execute("ROLLBACK")
             other.close()
             answers = await asyncio.gather(*tasks, return_exceptions=True)
-            assert [type(answer) for answer in answers] == [list, Unavailable, list]
+            assert [type(answer) for answer in answers] == [list, StoreFull, list]
         assert count_jobs(tmp_path / "a.db") == 7
 
     run(main())
@@ -195,7 +195,7 @@ def test_a_damaged_file_says_so(tmp_path: Path) -> None:
     ("code", "kind", "words"),
     [
         (sqlite3.SQLITE_BUSY, Unavailable, "locked"),
-        (sqlite3.SQLITE_FULL, Unavailable, "free some space"),
+        (sqlite3.SQLITE_FULL, StoreFull, "free some space"),
         (sqlite3.SQLITE_IOERR | 4 << 8, Unavailable, "system's log"),
         (sqlite3.SQLITE_READONLY, ConfigurationError, "permissions"),
         (sqlite3.SQLITE_READONLY_DBMOVED, ConfigurationError, "deleted or replaced"),

@@ -161,7 +161,7 @@ def test_jobs_and_keys_of_schema_1_go_on(tmp_path: Path) -> None:
             assert await backend.rerun([Rerun(id="cancelled"), Rerun(id="failed")]) == [Steered.CONFLICT, Steered.DONE]
             child = new(after=("running",))[0]
             await backend.enqueue([child])
-            assert await backend.retire("nobody", "") == 0
+            assert await backend.retire("nobody", "") == []
             assert (await backend.tick(100, Keep(succeeded_ms=0, cancelled_ms=0))).dropped == 2
             assert (await backend.get([child.id]))[0] is not None
 

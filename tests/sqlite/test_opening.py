@@ -159,7 +159,7 @@ def _open_and_enqueue(path: Path, barrier: object, answers: object) -> None:
         await backend.close()
         return answer[0].id
 
-    barrier.wait(20)  # type: ignore[attr-defined]
+    barrier.wait(60)  # type: ignore[attr-defined]
     try:
         answers.put(asyncio.run(main()))  # type: ignore[attr-defined]
     except PackhorseError as error:
@@ -177,7 +177,7 @@ def test_fifty_processes_open_and_enqueue_the_same_unique_key_at_once(tmp_path: 
         child.start()
     ids = {answers.get() for _ in children}
     for child in children:
-        child.join(20)
+        child.join(60)
         assert child.exitcode == 0
     assert len(ids) == 1, ids
     assert count_jobs(path) == 1

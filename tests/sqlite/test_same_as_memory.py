@@ -18,6 +18,7 @@ from packhorse.backends.opening import open_backend
 from packhorse.chance import Chance
 from packhorse.clock import ManualClock
 from packhorse.job import JobSpec, State
+from packhorse.testing.model import by_id
 
 SEEDS = 200 if os.environ.get("PACKHORSE_FULL") else 12
 FOREVER = Keep(succeeded_ms=10**12, failed_ms=10**12, cancelled_ms=10**12)
@@ -36,6 +37,7 @@ class Twins:
         self.both: list[Backend] = [MemoryBackend(self.store), open_backend(f"sqlite:///{path}", self.clock)]
         self.held: list[dict[str, str]] = [{}, {}]  # id → token, which differ between the two
         self.count = 0
+        self.cursors: list[str | None] = [None, None]
         self.said: list[str] = []
 
     def agree(self, answers: list[Any], what: str) -> Any:
@@ -101,7 +103,7 @@ class Twins:
 
     async def retire(self) -> None:
         worker = self.chance.choice(["w1", "w2"])
-        self.agree([await one.retire(worker, "gone") for one in self.both], f"retire {worker}")
+        self.agree([by_id(await one.retire(worker, "gone")) for one in self.both], f"retire {worker}")
         await self._forget_lost()
 
     async def cancel(self) -> None:
@@ -113,7 +115,7 @@ class Twins:
         # Never past a lease: in which order jobs of several dead workers lapse, and take turns, nobody promises.
         self.clock.advance(self.chance.choice([0, 1, 10, 40, 200, 1_000]))
         ticks = [await one.tick(1_000, FOREVER) for one in self.both]
-        self.agree([(ticked.promoted, ticked.lapsed, ticked.now_ms) for ticked in ticks], "tick")
+        self.agree([(ticked.promoted, by_id(ticked.lapses), ticked.now_ms) for ticked in ticks], "tick")
         for worker in ("w1", "w2"):
             for one in self.both:
                 await one.heartbeat(WorkerInfo(id=worker), 10_000)
@@ -128,6 +130,15 @@ class Twins:
     def _some(self, ids: list[str], most: int) -> list[str]:
         self.chance.shuffle(ids)  # type: ignore[arg-type]  # a list of text is a list of objects that nobody adds to
         return ids[: self.chance.choice([1, 3, most])]
+
+    async def changes(self) -> None:
+        """Compare what was told since the last time: to where each job came."""
+        answers = []
+        for number, one in enumerate(self.both):
+            found = await one.changes(self.cursors[number])
+            self.cursors[number] = found.cursor
+            answers.append((found.gap, {change.id: (change.state, change.at_ms) for change in found.changes}))
+        self.agree(answers, "changes")
 
     async def places(self) -> None:
         """Compare where every pending job stands, which no verb tells."""
@@ -151,6 +162,7 @@ def test_sqlite_answers_as_memory_does(seed: int, tmp_path: Path) -> None:
                 await twins.chance.choice(moves)()
                 await twins.places()
                 twins.agree([await one.counts() for one in twins.both], "counts")
+                await twins.changes()
         finally:
             for one in twins.both:
                 await one.close()

@@ -11,6 +11,8 @@ import uuid
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from packhorse import codec
 from packhorse.errors import InvalidPayload, PayloadTooLarge
@@ -168,7 +170,7 @@ def test_what_is_not_is_refused_at_its_place_both_ways(text, value, pointer):
         codec.parse(data)
 
 
-@pytest.mark.parametrize(("value", "pointer"), NOT_JSON, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(("value", "pointer"), NOT_JSON, ids=lambda each: ascii(each)[:30].partition(" object at")[0])
 def test_values_that_are_not_json_are_refused_at_their_place(value, pointer):
     with pytest.raises(InvalidPayload) as refused:
         codec.encode(value)
@@ -300,3 +302,40 @@ def test_a_pointer_shows_neither_long_keys_nor_control_characters():
         codec.encode({"k" * 500: {"\x1b[31m\n": "\0"}})
     assert len(refused.value.pointer) < 120
     assert refused.value.pointer.isprintable()
+
+
+_TEXTS = st.one_of(st.text(max_size=3), st.sampled_from(["\0", "a\0", "é\0", "\ud800", "é", ""]))
+_LEAVES = st.one_of(
+    _TEXTS,
+    st.none(),
+    st.booleans(),
+    st.floats(),
+    st.integers(),
+    st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1]),
+    st.binary(max_size=1),
+)
+_VALUES = st.recursive(
+    _LEAVES,
+    lambda items: st.one_of(
+        st.lists(items, max_size=3),
+        st.tuples(items),
+        st.dictionaries(st.one_of(_TEXTS, st.integers()), items, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@given(_VALUES, st.integers(codec.DEPTH_MAX - 3, codec.DEPTH_MAX + 1))
+def test_the_quick_look_and_the_search_for_the_place_agree(value, depth):
+    """C13: a value is refused if and only if there is a place in it to blame."""
+    blamed = _blame(lambda: codec._find_fault(value, depth, ()))
+    assert _blame(lambda: codec.check(value, depth)) == blamed
+    assert codec._is_sound(value, depth) == (blamed is None)
+
+
+def _blame(look):
+    try:
+        look()
+    except InvalidPayload as fault:
+        return str(fault), fault.pointer
+    return None

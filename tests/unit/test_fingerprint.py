@@ -6,7 +6,7 @@ import pytest
 
 from packhorse.clock import process_cpu_ms
 from packhorse.fingerprint import NONE, fingerprint, generalize, innermost
-from packhorse.job import JobError
+from packhorse.job import LAPSED, JobError
 
 TRACE = """Traceback (most recent call last):
   File "/srv/app/jobs.py", line 12, in handle
@@ -47,7 +47,7 @@ def error(message: str, kind: str = "ValueError", traceback: str = "") -> JobErr
 def test_what_varies_does_not_count(one: str, other: str, text: str | None) -> None:
     assert generalize(one) == generalize(other)
     assert text is None or generalize(one) == text
-    assert fingerprint(error(one)) == fingerprint(error(other))
+    assert fingerprint(error(one), "mail") == fingerprint(error(other), "mail")
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_what_varies_does_not_count(one: str, other: str, text: str | None) -> N
     ],
 )
 def test_what_differs_does_count(one: JobError, other: JobError) -> None:
-    assert fingerprint(one).hash != fingerprint(other).hash
+    assert fingerprint(one, "mail").hash != fingerprint(other, "mail").hash
 
 
 def test_the_line_and_the_directory_of_the_code_do_not_count() -> None:
-    one = fingerprint(error("no", traceback=TRACE.format(line=7)))
-    other = fingerprint(error("no", traceback=TRACE.format(line=99).replace("/srv/app", "/srv/release-8")))
+    one = fingerprint(error("no", traceback=TRACE.format(line=7)), "mail")
+    other = fingerprint(error("no", traceback=TRACE.format(line=99).replace("/srv/app", "/srv/release-8")), "mail")
     assert one == other
     assert one.title == "ValueError: no (mail.py:send)"
 
@@ -93,16 +93,30 @@ def test_the_innermost_frame(traceback: str, place: str) -> None:
 
 
 def test_the_hash_is_the_same_in_every_process_and_version() -> None:
-    assert fingerprint(error("no user 'bob'", traceback=TRACE)).hash == "268f1e014e66"
-    assert fingerprint(None) is NONE
+    assert fingerprint(error("no user 'bob'", traceback=TRACE), "mail").hash == "268f1e014e66"
+    assert fingerprint(None, "mail") is NONE
+
+
+def test_a_lapse_is_told_apart_by_the_type_of_its_job() -> None:
+    """One job that ends its process takes those beside it along: the group that is larger names the culprit."""
+    lapse = error("its runner ended with exit code 139", kind=LAPSED)
+    culprit, victim = fingerprint(lapse, "convert"), fingerprint(lapse, "mail")
+    assert culprit.hash != victim.hash
+    assert culprit.title == "LeaseLapsed: its runner ended with exit code # (convert)"
+    assert fingerprint(error("its runner ended with exit code 7", kind=LAPSED), "convert") == culprit
+
+
+def test_the_type_of_the_job_counts_for_nothing_else() -> None:
+    raised = error("no", traceback=TRACE)
+    assert fingerprint(raised, "convert") == fingerprint(raised, "mail")
 
 
 def test_a_title_is_short_whatever_the_error() -> None:
     found = fingerprint(
-        error("word " * 5_000, kind="K" * 10_000, traceback='  File "' + "f" * 9_000 + '", line 1, in g')
+        error("word " * 5_000, kind="K" * 10_000, traceback='  File "' + "f" * 9_000 + '", line 1, in g'), "mail"
     )
     assert len(found.title) < 400
-    assert fingerprint(error("", kind="Empty")).title == "Empty"
+    assert fingerprint(error("", kind="Empty"), "mail").title == "Empty"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +147,7 @@ def test_hostile_text_costs_linear_time(unit: str) -> None:
     """C24: twice the text, about twice the time, and far below a second for all there may be."""
     text = unit * (200_000 // len(unit))
     started_ms = process_cpu_ms()
-    fingerprint(error(text, traceback=text))
-    fingerprint(error(text, traceback='File "' * 3_000))
-    fingerprint(error("x" + text, traceback='a File "' * 2_000))
+    fingerprint(error(text, traceback=text), "mail")
+    fingerprint(error(text, traceback='File "' * 3_000), "mail")
+    fingerprint(error("x" + text, traceback='a File "' * 2_000), "mail")
     assert process_cpu_ms() - started_ms < 500

@@ -32,6 +32,18 @@ def test_a_handler_may_start_in_the_first_third_only() -> None:
     assert not lease.live()
 
 
+def test_it_is_fresh_until_the_instant_it_names_and_hardly_longer() -> None:
+    clock = ManualClock()
+    lease = Lease(clock, LEASE_MS)
+    assert lease.fresh_until_ns <= clock.boot_ns()
+    lease.renewed(clock.boot_ms())
+    while clock.boot_ns() < lease.fresh_until_ns:
+        assert lease.fresh()
+        clock.advance(1)
+    clock.advance(1)
+    assert not lease.fresh()
+
+
 def test_a_wall_clock_that_jumps_changes_nothing() -> None:
     clock = ManualClock()
     lease = Lease(clock, LEASE_MS)

@@ -283,3 +283,19 @@ def test_a_delay_that_is_none_is_refused_where_it_is_written(delay):
 
     with pytest.raises(InvalidOption):
         Snooze(delay)
+
+
+def test_c20_a_password_in_a_url_is_not_kept_of_an_error():
+    """Drivers write the URL that they cannot reach; the record of a job, its spans and its posts show it to many."""
+    url = "postgresql://shop:canary@db.example/shop"
+    try:
+        try:
+            raise OSError(f"no route to {url}?sslpassword=canary")
+        except OSError as error:
+            raise ConnectionError(f"{url} does not answer") from error
+    except ConnectionError as error:
+        outcome = from_exception(error)
+    assert outcome.message == "postgresql://shop:***@db.example/shop does not answer"
+    assert "no route to postgresql://shop:***@db.example/shop?sslpassword=***" in outcome.traceback
+    assert "canary" not in outcome.traceback
+    assert len(from_exception(ValueError("://a:b@ " * 10_000)).message) < MESSAGE_CHARS_MAX + 100

@@ -23,6 +23,12 @@ SECRET = "canary"
         f"rediss://h/0?ssl_password={SECRET}&ssl_ca_certs=x",
         f"postgresql://h/db?sslpassword={SECRET}",
         f"postgresql://h/db?user=a&password={SECRET}",
+        f"https://:{SECRET}@h/jobs?timeout=3",
+        f"https://{SECRET}@h",
+        f"HTTPS://anybody:{SECRET}@h:8080",
+        f"https://{SECRET}/x?y#z@h",
+        f"https://h?proxy=http://u:{SECRET}@p:3128",
+        f"https://:token@h?proxy=http%3A%2F%2Fu%3A{SECRET}%40p",
     ],
 )
 def test_no_password_is_shown(url: str) -> None:
@@ -31,7 +37,14 @@ def test_no_password_is_shown(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://h:5432/db?options=a@b", "redis://h:6379/0", "sqlite:///a:b@c.db", "postgresql:///db?user=a@b"]
+    "url",
+    [
+        "postgresql://h:5432/db?options=a@b",
+        "redis://h:6379/0",
+        "sqlite:///a:b@c.db",
+        "postgresql:///db?user=a@b",
+        "https://h:8080/jobs?timeout=3",
+    ],
 )
 def test_what_is_no_password_is_shown(url: str) -> None:
     assert redact(url) == url

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from packhorse.backends.base import WorkerInfo
 from packhorse.chance import Chance
 from packhorse.job import TRANSITIONS, Claimed, State
-from packhorse.outcome import RELEASED, SUCCEEDED, Kind, Outcome
-from packhorse.retry import PARK_DELAY_MS_MAX, PARK_DELAY_MS_MIN, PARK_MS, Backoff, decide
+from packhorse.outcome import RELEASED, SUCCEEDED, Kind, Outcome, unknown
+from packhorse.retry import PARK_DELAY_MS_MAX, PARK_DELAY_MS_MIN, PARK_MS, Backoff, decide, hear, is_unheard
 
 NOW_MS = 1_700_000_000_000
 FIXED = Backoff(base_ms=0)  # every delay that is not asked for is 0
@@ -129,3 +130,29 @@ def test_how_long_it_was_parked_is_judged_by_the_clock_of_the_store_alone():
     for now_ms in (0, NOW_MS - 86_400_000, NOW_MS + 86_400_000):
         settlement = decide(job(parked_ms=5_000), error(Kind.UNKNOWN), FIXED, Chance(1), now_ms)
         assert (settlement.state, settlement.delay_ms) == (SCHEDULED, 5_000)
+
+
+@pytest.mark.parametrize(
+    ("queues", "types", "holder", "state"),
+    [
+        (("other", "q"), ("other", "work"), None, SCHEDULED),
+        (("q",), ("work",), "another", SCHEDULED),
+        (("q",), ("work",), "busy", FAILED),  # the very one that says it does not know it
+        (("other",), ("work",), None, FAILED),
+        (("q",), ("other",), None, FAILED),
+        (("q",), (), None, FAILED),  # says nothing of what it knows
+    ],
+)
+def test_a_type_does_not_fail_while_a_live_worker_of_the_queue_names_it(queues, types, holder, state):
+    claimed = job(parked_ms=PARK_MS)
+    failure = decide(claimed, unknown("work"), FIXED, Chance(1), NOW_MS)
+    assert is_unheard(unknown("work"), failure)
+    heard = hear(claimed, failure, [WorkerInfo(id="busy", queues=queues, types=types)], holder)
+    assert (heard.state, heard.refund, heard.park) == (state, True, state is SCHEDULED)
+    assert heard.delay_ms == (PARK_DELAY_MS_MAX if state is SCHEDULED else 0)
+
+
+def test_a_payload_that_cannot_be_read_keeps_its_deadline():
+    failure = decide(job(parked_ms=PARK_MS), error(Kind.UNKNOWN), FIXED, Chance(1), NOW_MS)
+    assert failure.state is FAILED
+    assert not is_unheard(error(Kind.UNKNOWN), failure)

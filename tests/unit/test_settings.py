@@ -193,3 +193,10 @@ def test_a_file_that_cannot_work_is_refused_by_its_name(name, data, tmp_path):
 def test_a_file_of_another_tool_is_not_ours(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.other]\nconcurrency = 1\n")
     assert settings(directory=tmp_path) == Settings()
+
+
+def test_settings_show_no_secret_when_they_are_printed():
+    settings = load({"url": "postgres://u:canary@h/a", "token": "canary-of-a-token-0123"}, {})
+    assert "canary" not in f"{settings} {settings!r} {[settings]}"
+    assert "concurrency=100" in repr(settings)
+    assert "token=None" in repr(load({}, {}))

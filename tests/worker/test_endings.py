@@ -154,9 +154,9 @@ def test_every_ending_is_an_outcome_and_harms_nobody(kind):
             jobs = {how: await app.aenqueue(handler, {"how": how}) for how in ENDINGS}
             records = {how: await ended(app, job) for how, job in jobs.items()}
             release.set()
-            assert await beside.aresult(5) == "unharmed"
+            assert await beside.aresult(60) == "unharmed"
             after = await app.aenqueue(handler, {"how": "value"})
-            assert await after.aresult(5) == "fine"
+            assert await after.aresult(60) == "fine"
         await app.aclose()
         return records
 
@@ -225,14 +225,14 @@ def process_worker():
 
     async def one(how: str, max_attempts: int):
         job = await end_in_process.using(max_attempts=max_attempts).aenqueue(how=how)
-        return await ended(process_app, job, limit_s=20)
+        return await ended(process_app, job, limit_s=60)
 
     thread = threading.Thread(target=lambda: work(serve, limit_s=100))
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     yield lambda how, attempts: asyncio.run_coroutine_threadsafe(one(how, attempts), stop["loop"]).result(30)
     stop["loop"].call_soon_threadsafe(stop["event"].set)
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -391,7 +391,7 @@ def test_a_snoozed_job_keeps_its_attempts_however_often():
     async def scenario():
         job = await handler.aenqueue()
         async with app.worker():
-            assert await job.aresult(5) == "at last"
+            assert await job.aresult(60) == "at last"
         await app.aclose()
 
     work(scenario)

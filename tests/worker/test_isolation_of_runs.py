@@ -88,7 +88,7 @@ def test_what_the_lifespan_sets_is_seen_by_every_run(executor):
     async def scenario():
         async with app.worker():
             job = await app.aenqueue(task)
-            answer = await app.job(job.id).aresult(5)
+            answer = await app.job(job.id).aresult(60)
         await app.aclose()
         return answer
 
@@ -114,7 +114,7 @@ def test_middleware_and_handler_share_one_context():
 
     async def scenario():
         async with app.worker(concurrency=1):
-            answers = [await (await task.aenqueue()).aresult(5) for task in (on_loop, in_thread)]
+            answers = [await (await task.aenqueue()).aresult(60) for task in (on_loop, in_thread)]
         await app.aclose()
         return answers
 
@@ -170,11 +170,11 @@ def test_a_copy_that_waits_ends(how):
             neighbours = [await neighbour.aenqueue() for _ in range(3)]
             job = await app.aenqueue(task)
             neighbours += [await neighbour.aenqueue() for _ in range(3)]
-            assert await app.job(job.id).aresult(5) == "the original"
+            assert await app.job(job.id).aresult(60) == "the original"
             for other in neighbours:
                 await ended(app, other)
             (pid,) = pids
-            status = await until(lambda: _waited(pid), limit_s=5)
+            status = await until(lambda: _waited(pid), limit_s=60)
         await app.aclose()
         return status
 
@@ -198,7 +198,7 @@ def test_a_fork_in_a_child_process_makes_no_second_answer():
         async with process_app.worker(concurrency=1):
             first = await end_in_process.aenqueue("fork")
             second = await end_in_process.aenqueue("value")
-            answers = [await first.aresult(20), await second.aresult(20)]
+            answers = [await first.aresult(60), await second.aresult(60)]
         await process_app.aclose()
         return answers
 
@@ -221,7 +221,7 @@ class Block:
 
 
 @pytest.mark.parametrize("kind", ["async", "thread", "chained"])
-def test_b6_failing_jobs_leave_nothing_behind(kind):
+def test_b6_failing_jobs_leave_nothing_behind(kind, caplog):
     """B6: tracebacks hold frames, frames hold everything: none may be kept. 20,000 failures; fewer in threads."""
     app = new_app()
 
@@ -256,14 +256,15 @@ def test_b6_failing_jobs_leave_nothing_behind(kind):
                     await worker.engine.ticker.tick()  # drops what has ended
                     return worker.engine.runner.holding == 0 and not (await backend.counts())
 
-                await until(all_gone, limit_s=25)
+                await until(all_gone, limit_s=60)
+                caplog.clear()  # pytest keeps what is logged, and of a slow round more is
                 gc.collect()
                 used.append(sys.getallocatedblocks())
                 blocks.append(Block.alive)
         await app.aclose()
         return used, blocks
 
-    used, blocks = work(scenario, limit_s=60)
+    used, blocks = work(scenario, limit_s=100)
     assert max(blocks) <= 20, blocks  # the last run of each slot or thread, at most
     assert used[-1] - used[1] < 5 * size, used
 
@@ -294,7 +295,7 @@ def test_asyncio_s_debug_mode_has_nothing_to_say(executor, caplog, recwarn):
         asyncio.get_running_loop().slow_callback_duration = 5  # this machine is shared
         async with app.worker(lease="1s"):
             made = [await app.aenqueue(task, {"n": n}) for n in range(30)]
-            results = [await app.job(job.id).aresult(10) for job in made]
+            results = [await app.job(job.id).aresult(60) for job in made]
         states = (await app.acounts())["default"].states
         await app.aclose()
         return results, states

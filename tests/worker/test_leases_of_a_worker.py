@@ -32,7 +32,7 @@ def test_b32_a_job_of_several_leases_runs_once():
     async def scenario():
         async with app.worker(lease="1s"), app.worker(lease="1s"):
             made = [await long.aenqueue("async"), await long_in_thread.aenqueue("thread")]
-            results = [await job.aresult(10) for job in made]
+            results = [await job.aresult(60) for job in made]
             records = [await job.arecord() for job in made]
         await app.aclose()
         return results, records
@@ -62,7 +62,7 @@ def test_b21_a_run_whose_job_was_taken_away_is_stopped_and_not_heard(executor, c
     def in_thread(ctx: Context) -> str:
         if ctx.attempt == 2:
             return "the new run"
-        if ctx.wait_cancelled(10):
+        if ctx.wait_cancelled(60):
             events.append("the old run was stopped")
         return "the old run"
 
@@ -72,10 +72,10 @@ def test_b21_a_run_whose_job_was_taken_away_is_stopped_and_not_heard(executor, c
         async with app.worker(lease="1s") as old:
             job = await app.aenqueue(task)
             await until(lambda: old.engine.runner.busy == 1)
-            assert await old.engine.backend.retire(old.engine.info.id, "an operator's mistake") == 1
+            assert len(await old.engine.backend.retire(old.engine.info.id, "an operator's mistake")) == 1
             old.engine._claiming.cancel()  # so that the other one gets it
             async with app.worker(lease="1s"):
-                assert await job.aresult(5) == "the new run"
+                assert await job.aresult(60) == "the new run"
                 await until(lambda: old.engine.runner.busy == 0)
             record = await job.arecord()
         after = await job.arecord()
@@ -111,10 +111,10 @@ def test_b21_a_late_settle_is_stale_and_the_worker_lives(caplog):
             store = store_of(app)
             await old.engine.backend.retire(old.engine.info.id, "its lease ran out")
             assert store.jobs[job.id].state in {State.PENDING, State.RUNNING}
-            assert await job.aresult(5) == "the new run"
+            assert await job.aresult(60) == "the new run"
             release.set()
             await until(lambda: old.engine.settler.stale == 1)
-            assert await (await contested.using(max_attempts=1).aenqueue()).aresult(5) == "the old run"
+            assert await (await contested.using(max_attempts=1).aenqueue()).aresult(60) == "the old run"
         record = await job.arecord()
         counts = await app.acounts()
         await app.aclose()
@@ -149,8 +149,8 @@ def test_a_blocked_loop_does_not_lose_its_neighbours():
             neighbours = [await polite.aenqueue(n) for n in range(5)]
             blocker = await rude.aenqueue()
             later = [await polite.aenqueue(n) for n in range(5, 10)]
-            assert await blocker.aresult(5) == "slept"
-            results = [await job.aresult(5) for job in (*neighbours, *later)]
+            assert await blocker.aresult(60) == "slept"
+            results = [await job.aresult(60) for job in (*neighbours, *later)]
             records = [await job.arecord() for job in (*neighbours, *later, blocker)]
         await app.aclose()
         return results, records
@@ -175,7 +175,7 @@ def test_a_dead_worker_s_jobs_start_again_when_its_lease_ran_out():
         backend = await app.backend()
         assert len(await backend.claim(("default",), 1, 300, "a worker that died")) == 1
         async with app.worker():
-            assert await made.aresult(5) == 2
+            assert await made.aresult(60) == 2
             record = await made.arecord()
         await app.aclose()
         return record
@@ -199,7 +199,7 @@ def test_progress_arrives_with_the_heartbeats():
     @app.task
     def in_thread(ctx: Context) -> None:
         ctx.progress(0.75)
-        ctx.wait_cancelled(10)
+        ctx.wait_cancelled(60)
 
     async def scenario():
         async with app.worker(lease="1s"):
@@ -210,7 +210,7 @@ def test_progress_arrives_with_the_heartbeats():
                 records = await job.arecord(), await other.arecord()
                 return records if all(record.progress for record in records) else None
 
-            first, second = await until(shown, limit_s=3)
+            first, second = await until(shown, limit_s=60)
             release.set()
             await other.acancel()
             await ended(app, other)
@@ -253,7 +253,7 @@ def test_progress_told_while_the_backend_was_away_is_told_again():
             async def shown():
                 return (await job.arecord()).progress
 
-            assert await until(shown, limit_s=5) == 0.5
+            assert await until(shown, limit_s=60) == 0.5
         await app.aclose()
 
     work(scenario)
@@ -275,7 +275,7 @@ def test_workers_are_listed_while_they_live():
                 found = await backend.workers()
                 return found if found and found[0].busy else None
 
-            (info,) = await until(known, limit_s=3)
+            (info,) = await until(known, limit_s=60)
             assert info.id == worker.engine.info.id
         gone = await backend.workers()
         await app.aclose()

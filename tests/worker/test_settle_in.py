@@ -17,6 +17,7 @@ from working import ended, until, work
 from packhorse import Context, Fail, LeaseLost, Packhorse, Retry, Unsupported
 from packhorse.job import JobRecord, State
 from tests.owning import connect, own
+from tests.witness import boot_s
 
 #: For handlers on the loop; with the URL of the store.
 KINDS = ["sqlite3", "psycopg-async", "asyncpg", "sqlalchemy-asyncpg-session"]
@@ -36,6 +37,9 @@ def url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
             await one.execute("CREATE TABLE IF NOT EXISTS effects (n INTEGER)")
             await one.execute("DELETE FROM effects")
             await one.commit()
+        if kind in KINDS:
+            async with own(kind, url):  # loads its libraries, which may take seconds, before a worker's loop turns
+                pass
 
     asyncio.run(prepare())
     return url
@@ -49,7 +53,8 @@ async def _effects(kind: str, url: str) -> int:
 
 @contextlib.asynccontextmanager
 async def _working(app: Packhorse, **options) -> AsyncIterator[None]:
-    async with app, app.worker(**options):
+    # No warning where the machine stands still for a moment: some of these tests want no warnings at all.
+    async with app, app.worker(blocked_ms=0, **options):
         yield
 
 
@@ -88,8 +93,8 @@ def test_the_effect_and_the_end_are_committed_together(url, kind, caplog):
     async def scenario() -> None:
         async with _working(app):
             job = await pay.aenqueue()
-            result = await job.aresult(10)
-            assert await app.job(result["paid"]).aresult(10) == 7
+            result = await job.aresult(60)
+            assert await app.job(result["paid"]).aresult(60) == 7
             record = await job.arecord()
             assert (record.state, record.attempt, record.errors) == (State.SUCCEEDED, 1, ())
         assert await _effects(kind, url) == 1
@@ -153,13 +158,16 @@ def test_a_handler_that_raises_afterwards(url, kind, committed, caplog):
 @pytest.mark.parametrize("how", ["retry", "fail", "timeout", "cancelled"])
 def test_no_other_end_undoes_what_is_committed(url, kind, how):
     app = Packhorse(url)
+    committed = []
 
-    @app.task(timeout="300ms" if how == "timeout" else "30s")
+    # On a slow machine the time may be up before the commit: that attempt has done nothing, and there is another.
+    @app.task(timeout="300ms" if how == "timeout" else "30s", max_attempts=100, backoff=0)
     async def pay(ctx: Context) -> None:
         async with own(kind, url) as one:
             await one.execute("INSERT INTO effects VALUES (1)")
             await ctx.settle_in(one.raw)
             await one.commit()
+        committed.append(ctx.attempt)
         if how == "retry":
             raise Retry(0)
         if how == "fail":
@@ -169,7 +177,11 @@ def test_no_other_end_undoes_what_is_committed(url, kind, how):
         await asyncio.sleep(60)
 
     record, effects = _run(app, kind, "pay")
-    assert (record.state, record.attempt, effects, record.errors) == (State.SUCCEEDED, 1, 1, ())
+    assert (record.state, effects) == (State.SUCCEEDED, 1)
+    assert committed in ([record.attempt], [])  # its time may be up right after the commit
+    assert len(record.errors) == record.attempt - 1
+    assert how == "timeout" or record.attempt == 1
+    assert {error.kind for error in record.errors} <= {"TimedOut"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -247,7 +259,7 @@ def test_a_transaction_that_is_tried_again_in_the_same_run(url, kind):
 
 
 @pytest.mark.parametrize("kind", ["psycopg-async"])
-def test_a_transaction_that_is_left_open_holds_up_nobody_else(url, kind):
+def test_a_transaction_that_is_left_open_holds_up_nobody_else(url, kind, witness):
     """On SQLite it would: there, one transaction writes at a time."""
     app = Packhorse(url)
     leaked = []
@@ -269,8 +281,9 @@ def test_a_transaction_that_is_left_open_holds_up_nobody_else(url, kind):
             await until(lambda: leaked)
             for _ in range(3):
                 jobs = await app.aenqueue_many([quick.job() for _ in range(20)])
-                async with asyncio.timeout(4):  # less than the server waits for a lock
-                    await asyncio.gather(*(one.aresult() for one in jobs))
+                began = boot_s()
+                await asyncio.gather(*(one.aresult() for one in jobs))
+                assert witness.since_s(began) < 4  # less than the server waits for a lock
                 await asyncio.sleep(1)  # heartbeats go on
             assert (await job.arecord()).state == State.RUNNING
             await leaked.pop().__aexit__(None, None, None)

@@ -25,7 +25,7 @@ def test_running_jobs_finish_and_are_settled(executor):
 
     def in_thread() -> str:
         started.set()
-        release.wait(10)
+        release.wait(60)
         return "finished"
 
     task = app.task("slow")(on_loop if executor == "async" else in_thread)
@@ -105,7 +105,7 @@ def test_b14_ten_rolling_restarts_of_a_job_with_one_attempt():
             async with app.worker(shutdown_timeout=0) as worker:
                 await until(lambda number=number: len(runs) == number + 1)
                 if number == 10:
-                    assert await job.aresult(5) == "at last"
+                    assert await job.aresult(60) == "at last"
                 assert worker.engine is not None
         record = await job.arecord()
         await app.aclose()
@@ -187,7 +187,7 @@ def test_b7_the_lease_is_kept_while_a_worker_stops():
         stopping = asyncio.create_task(worker.stop())
         async with app.worker(lease="1s"):
             await stopping
-            assert await job.aresult(5) == "done"
+            assert await job.aresult(60) == "done"
         record = await job.arecord()
         await app.aclose()
         return record
@@ -238,7 +238,7 @@ def test_stopping_twice_and_starting_again():
         await worker.stop()  # never started
         for _ in range(2):
             async with worker:
-                assert await (await job.aenqueue()).aresult(5) == "ran"
+                assert await (await job.aenqueue()).aresult(60) == "ran"
             await worker.stop()
         await app.aclose()
 

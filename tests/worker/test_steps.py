@@ -115,7 +115,7 @@ def test_steps_run_side_by_side_and_share_a_heartbeat():
     async def scenario():
         async with app.worker(lease="60s"):
             jobs = await app.aenqueue_many([(many, {"count": 50}) for _ in range(10)])
-            results = [await job.aresult(10) for job in jobs]
+            results = [await job.aresult(60) for job in jobs]
         await app.aclose()
         return results
 
@@ -148,7 +148,7 @@ def test_steps_and_progress_of_many_runs_keep_to_the_size_of_a_call():
             jobs = await app.aenqueue_many([(one,)] * 1_500)
             await until(lambda: worker.engine.runner.busy == 1_500)
             gate.set()
-            await asyncio.gather(*(job.aresult(20) for job in jobs[::100]))
+            await asyncio.gather(*(job.aresult(60) for job in jobs[::100]))
             await until(lambda: worker.engine.runner.busy == 0)
         await app.aclose()
 
@@ -365,12 +365,12 @@ def test_a_rerun_keeps_the_steps_unless_the_payload_changes():
     async def scenario():
         async with app.worker():
             job = await app.aenqueue(work_on, {"n": 1})
-            assert await job.aresult(5) == 1
+            assert await job.aresult(60) == 1
             await job.arerun()
-            assert await job.aresult(5) == 1
+            assert await job.aresult(60) == 1
             backend = await app.backend()
             await backend.rerun([Rerun(id=job.id, payload=b'{"n":2}')])
-            assert await job.aresult(5) == 2
+            assert await job.aresult(60) == 2
         await app.aclose()
 
     work(scenario)

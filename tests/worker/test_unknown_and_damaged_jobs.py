@@ -52,9 +52,9 @@ def test_b9_damaged_payloads_fail_with_the_reason_and_others_run(executor):
         for name, job in damaged.items():
             store_of(app).jobs[job.id].payload = GARBAGE[name]
         async with app.worker(park_ms=300):
-            assert await (await healthy.aenqueue()).aresult(5) == "fine"
+            assert await (await healthy.aenqueue()).aresult(60) == "fine"
             records = {name: await ended(app, job) for name, job in damaged.items()}
-            assert await (await healthy.aenqueue()).aresult(5) == "fine"
+            assert await (await healthy.aenqueue()).aresult(60) == "fine"
         await app.aclose()
         return records
 
@@ -85,7 +85,7 @@ def test_b9_an_unknown_type_waits_for_a_worker_that_knows_it_and_then_fails(name
 
             await until(parked)
             assert (await job.arecord()).attempt == 0
-            assert await (await healthy.aenqueue()).aresult(5) == "fine"
+            assert await (await healthy.aenqueue()).aresult(60) == "fine"
             record = await ended(app, job)
         await app.aclose()
         return record
@@ -117,10 +117,51 @@ def test_b26_a_worker_that_knows_the_type_gets_it_from_one_that_does_not():
 
             await until(parked)
             async with new.worker():
-                assert await job.aresult(5) == 2
+                assert await job.aresult(60) == 2
             record = await job.arecord()
         await old.aclose()
         await new.aclose()
+        return record
+
+    record = work(scenario)
+    assert (record.state, record.attempt, record.errors) == (State.SUCCEEDED, 1, ())
+
+
+def test_b26_a_type_does_not_fail_while_a_live_worker_that_knows_it_is_busy():
+    """B26: two programs share a queue; all slots of the one that knows the type are taken for longer than `park_ms`."""
+    other = new_app()
+    from packhorse import Packhorse
+
+    knowing = Packhorse(other.settings.url)
+    go_on = []
+
+    @knowing.task
+    async def perl(n: int) -> int:
+        if n == 0:
+            await until(lambda: go_on)
+        return n
+
+    async def scenario():
+        first = await perl.aenqueue(0)
+        async with knowing.worker(concurrency=1, queues={"default": 2, "more": 1}):
+
+            async def busy():
+                return (await first.astate()) is State.RUNNING
+
+            await until(busy)
+            second = await perl.aenqueue(7)
+            async with other.worker(park_ms=0):
+
+                async def parked():
+                    return (await second.arecord()).parked_at_ms is not None
+
+                await until(parked)
+                assert (await second.astate()) is not State.FAILED
+            go_on.append(True)
+            assert await second.aresult(15) == 7
+            record = await second.arecord()
+        await other.aclose()
+        await knowing.aclose()
         return record
 
     record = work(scenario)

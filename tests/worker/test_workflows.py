@@ -104,7 +104,7 @@ def test_results_of_parents_are_bounded():
         async with app.worker(concurrency=4):
             sixteen = [big.job(size) for _ in range(16)]
             fits = await app.workflow(chord(sixteen, take.job())).aenqueue()
-            assert (await fits.aresult(20))["take"] == RESULTS_BYTES_MAX
+            assert (await fits.aresult(60))["take"] == RESULTS_BYTES_MAX
             one_more = [*(big.job(size) for _ in range(16)), big.job(3)]
             wf = app.workflow()
             wf.put(app.spec("take_by_annotation"), after=wf.put(group(one_more)))
@@ -144,7 +144,7 @@ def test_a_wide_fan_in_is_read_in_batches():
             backend.get = counting  # type: ignore[method-assign]
             await until(run.aended, 20)
             backend.get = get  # type: ignore[method-assign]
-            results = await run.aresult(20)
+            results = await run.aresult(60)
         await app.aclose()
         return results
 

@@ -15,7 +15,8 @@ from packhorse.backends.opening import register_backend
 from packhorse.clock import SYSTEM_CLOCK
 from packhorse.job import TERMINAL, JobRecord
 
-_numbers = itertools.count()
+# This file is imported by two names, and stores in memory are shared by theirs: each has its own half of the numbers.
+_numbers = itertools.count(0 if __name__ == "working" else 1, 2)
 
 
 def new_app(**settings: Any) -> Packhorse:
@@ -23,7 +24,7 @@ def new_app(**settings: Any) -> Packhorse:
     return Packhorse(f"memory://worker-test-{next(_numbers)}", **settings)
 
 
-def work(scenario: Callable[[], Awaitable[Any]], *, debug: bool = False, limit_s: float = 30) -> Any:
+def work(scenario: Callable[[], Awaitable[Any]], *, debug: bool = False, limit_s: float = 100) -> Any:
     """Run a scenario to its end on a fresh loop; no task may be left behind when it is over."""
 
     async def main() -> Any:
@@ -38,7 +39,7 @@ def work(scenario: Callable[[], Awaitable[Any]], *, debug: bool = False, limit_s
     return asyncio.run(main(), debug=debug)
 
 
-async def until(condition: Callable[[], Any], limit_s: float = 10) -> Any:
+async def until(condition: Callable[[], Any], limit_s: float = 60) -> Any:
     """Wait until `condition()` is true, at most `limit_s`; it may be a coroutine function."""
     end_s = asyncio.get_running_loop().time() + limit_s
     while True:
@@ -51,7 +52,7 @@ async def until(condition: Callable[[], Any], limit_s: float = 10) -> Any:
         await asyncio.sleep(0.002)
 
 
-async def ended(app: Packhorse, job: Any, limit_s: float = 10) -> JobRecord:
+async def ended(app: Packhorse, job: Any, limit_s: float = 60) -> JobRecord:
     """Wait for a job to end; answers its record."""
 
     async def look() -> JobRecord | None:
@@ -64,7 +65,7 @@ async def ended(app: Packhorse, job: Any, limit_s: float = 10) -> JobRecord:
 def store_of(app: Packhorse) -> MemoryStore:
     """The store behind an app, to put things in that no client would."""
     (backend,) = app._backends.values()
-    store: MemoryStore = backend.store
+    store: MemoryStore = backend.inner.store
     return store
 
 
@@ -82,7 +83,8 @@ class Faulty(MemoryBackend):
             self.fail[verb]()
 
     async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> Any:
-        self._before("claim", limit)
+        if limit:  # else it only asks whether it may
+            self._before("claim", limit)
         return await super().claim(queues, limit, lease_ms, worker)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Verdict]:

@@ -23,7 +23,8 @@ How to check a backend: `packhorse.testing.conformance` runs every rule of this 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..errors import Unsupported
@@ -33,6 +34,8 @@ from .bound import Bound
 from .messages import (
     ABSENT_KEPT_MS,
     BATCH_MAX,
+    CHANGES_KEPT_MS,
+    CHANGES_MAX,
     DUE_TOPIC,
     EACH_KEY,
     ERRORS_KEPT_MAX,
@@ -40,9 +43,12 @@ from .messages import (
     TRANSFER_BYTES_MAX,
     Arrival,
     Capabilities,
+    Change,
+    Changes,
     Enqueued,
     Firing,
     Keep,
+    Lapse,
     Limit,
     MovedJob,
     Note,
@@ -98,9 +104,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ABSENT_KEPT_MS",
     "BATCH_MAX",
+    "CHANGES_KEPT_MS",
+    "CHANGES_MAX",
     "DUE_TOPIC",
     "EACH_KEY",
     "ERRORS_KEPT_MAX",
+    "NOT_COUNTED",
     "REPLACEABLE",
     "SCHEDULES_A_TICK",
     "TRANSFER_BYTES_MAX",
@@ -108,9 +117,12 @@ __all__ = [
     "Backend",
     "Bound",
     "Capabilities",
+    "Change",
+    "Changes",
     "Enqueued",
     "Firing",
     "Keep",
+    "Lapse",
     "Limit",
     "MovedJob",
     "Note",
@@ -158,10 +170,20 @@ __all__ = [
 ]
 
 
+#: What a backend that does not count how often rates held jobs back says of it.
+NOT_COUNTED: Mapping[str, int] = MappingProxyType({})
+
+
 class Backend(ABC):
-    """One connection to a store of jobs, used from one event loop."""
+    """One connection to a store of jobs, used from one event loop.
+
+    `rate_limited` says by type how often claims of this connection left pending jobs of it because its rate, or that of
+    their key, was spent: once each time it is spent, not for each claim that meets it; concurrency does not count. At
+    most 1,000 types, and only ever more. `backends.rate_limited` keeps it. NOT_COUNTED: others do, or nobody.
+    """
 
     capabilities: Capabilities
+    rate_limited: Mapping[str, int] = NOT_COUNTED
 
     # ---- connection ------------------------------------------------------------------------------------
 
@@ -220,7 +242,8 @@ class Backend(ABC):
 
         Each goes to one claimer only, turns `running`, counts an attempt and gets a token that was never
         used before. A claim that yields jobs gives the worker the whole lease from now; an empty one may leave
-        it as it was. Never blocks; a paused queue yields nothing.
+        it as it was. Never blocks; a paused queue yields nothing. A limit of 0 takes nothing, and asks whether
+        one may claim: raises what any claim from these queues would (Forbidden, OutOfScope, where there are rights).
 
         No more of a type, or of a type and key, than its limits let start now (`packhorse.limits`), over all workers;
         what they hold back delays nothing else, and costs the claim nothing. A job that runs counts, whoever runs it,
@@ -250,10 +273,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def retire(self, worker: str, reason: str) -> int:
-        """End a worker's lease now and lapse what it still holds; answers how many jobs that were.
+    async def retire(self, worker: str, reason: str) -> list[Lapse]:
+        """End a worker's lease now and lapse what it still holds; answers which jobs that were, in no certain order.
 
-        For a keeper that saw its runner die, and for a worker that stops. Unknown workers answer 0.
+        For a keeper that saw its runner die, and for a worker that stops. Unknown workers answer none.
         """
 
     @abstractmethod
@@ -264,6 +287,9 @@ class Backend(ABC):
         itself checks that again. A lapsed job goes to `cancelled` if that was asked, to `failed` if it has no
         attempts left, else to `pending`, and the lapse is added to its errors. A job is not dropped while a child of it
         lives. At most `limit` jobs of each kind. Any worker, any time, any number of them at once.
+
+        Each lapse is named in one answer only, of the tick or `retire` that made it, so that whoever gets it may count
+        and tell it; with an answer that is lost nobody hears of it. Children that end because of a lapse are not named.
 
         Also answers the schedules that want planning, and rings the queues whose limits opened.
         """
@@ -301,6 +327,17 @@ class Backend(ABC):
     async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
         """Count the jobs of workflows by state, newest id first; `before` goes on after the last of a page."""
         return []
+
+    async def changes(self, cursor: str | None = None) -> Changes:
+        """Answer which jobs moved to another state since `cursor`, at most `CHANGES_MAX` of them; None: from now on.
+
+        A store writes changes down only while somebody asks: from the first call on, until none came for
+        `CHANGES_KEPT_MS`. Then every move is told that was committed after the call which answered the cursor, once and
+        whoever made it, but for jobs that another store took over or handed over. They are kept for `CHANGES_KEPT_MS`;
+        with more than `CHANGES_MAX` to tell, or where some are gone, the answer has none and `gap`, and goes on from
+        now. A cursor that is not one of this store is a gap too. Raises Unsupported.
+        """
+        raise Unsupported("changes")
 
     @abstractmethod
     async def workers(self) -> list[WorkerInfo]:

@@ -41,6 +41,10 @@ class Level(StrEnum):
     BROKEN = "broken"  # a line of the promise does not hold here, or nothing works
 
 
+#: The checks that say, where they are broken, that the store takes no writes, or soon will not.
+WRITES = frozenset({"free disk space", "takes writes", "last snapshot", "last write of the file"})
+
+
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was looked at. `breaks` are the lines of the promise that do not hold because of it."""
 

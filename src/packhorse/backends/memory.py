@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ..clock import SYSTEM_CLOCK, Clock
-from ..job import LIVE, TERMINAL, Claimed, JobRecord, JobSpec, State
+from ..job import TERMINAL, Claimed, JobRecord, JobSpec, State
 from ..limits import check_limit_change
 from . import memory_looking as looking
 from . import memory_settings as settings
@@ -23,6 +23,7 @@ from .base import (
     Enqueued,
     Firing,
     Keep,
+    Lapse,
     Limit,
     Note,
     Page,
@@ -30,11 +31,9 @@ from .base import (
     Query,
     QueueChange,
     QueueCounts,
-    Rerun,
     Schedule,
     ScheduleChange,
     Settlement,
-    Steered,
     Ticked,
     Verdict,
     WorkerInfo,
@@ -52,17 +51,19 @@ from .base import (
     parse_cursor,
     queue_topic,
     wants_planning,
-    worker_topic,
 )
 from .bells import Bell
+from .memory_changes import ChangesVerb
 from .memory_lanes import StoredJob
+from .memory_steering import SteeringVerbs
 from .memory_store import MemoryStore, copied
 from .memory_transfer import TransferVerbs
+from .rate_limited import RateLimited
 
 __all__ = ["MemoryBackend", "MemoryStore"]
 
 
-class MemoryBackend(TransferVerbs):
+class MemoryBackend(SteeringVerbs, TransferVerbs, ChangesVerb):
     """Jobs in this process. See `MemoryStore`."""
 
     capabilities = Capabilities(
@@ -76,10 +77,13 @@ class MemoryBackend(TransferVerbs):
         capacity=True,
         steps=True,
         transfer=True,
+        changes=True,
     )
 
     def __init__(self, store: MemoryStore | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.store = store if store is not None else MemoryStore(clock)
+        self._rate_limited = RateLimited()
+        self.rate_limited = self._rate_limited.counts
 
     async def open(self) -> None:
         """Nothing to connect to."""
@@ -96,23 +100,11 @@ class MemoryBackend(TransferVerbs):
             now_ms = store.clock.now_ms()
             answers = store.enqueue(specs, now_ms)
             store.serve(now_ms)
-            topics = self._rung({queue_topic(spec.queue) for spec in specs})
+            topics = store.take_rung({queue_topic(spec.queue) for spec in specs})
         if any(spec.delay_ms > 0 for spec in specs):
             topics.add(DUE_TOPIC)
         store.bells.ring(topics)
         return answers
-
-    def _rung(self, topics: set[str]) -> set[str]:
-        """Answer what a verb rings: `topics` and what its moves left to ring."""
-        store = self.store
-        topics |= store.rung
-        store.rung.clear()
-        if store.freed:
-            topics.update(
-                queue_topic(name) for name, lanes in store.lanes.items() if not store.freed.isdisjoint(lanes.limited)
-            )
-            store.freed.clear()
-        return topics
 
     async def claim(self, queues: Sequence[str], limit: int, lease_ms: int, worker: str) -> list[Claimed]:
         check_limit(limit)
@@ -125,13 +117,14 @@ class MemoryBackend(TransferVerbs):
             held = store.held.setdefault(worker, set())
             token = str(next(store.tokens))
             for queue in queues:
-                for job in store.take(queue, limit - len(claimed), now_ms):
+                for job in store.take(queue, limit - len(claimed), now_ms, self._rate_limited):
                     job.state = State.RUNNING
                     job.attempt += 1
                     job.token = token
                     job.worker = worker
                     job.started_at_ms = now_ms
                     held.add(job.id)
+                    store.log.tell(job.id, State.RUNNING)
                     claimed.append(
                         Claimed(
                             job.id,
@@ -152,7 +145,7 @@ class MemoryBackend(TransferVerbs):
                             job.workflow,
                         )
                     )
-            topics = self._rung(set())
+            topics = store.take_rung(set())
         store.bells.ring(topics)
         return claimed
 
@@ -171,7 +164,7 @@ class MemoryBackend(TransferVerbs):
                 self._apply(job, settlement, now_ms, topics)
                 verdicts.append(Verdict.APPLIED)
             store.serve(now_ms)
-            topics = self._rung(topics)
+            topics = store.take_rung(topics)
         store.bells.ring(topics)
         return verdicts
 
@@ -220,18 +213,17 @@ class MemoryBackend(TransferVerbs):
                 cancel=frozenset(job.id for job in held if job.cancel_requested),
             )
 
-    async def retire(self, worker: str, reason: str) -> int:
+    async def retire(self, worker: str, reason: str) -> list[Lapse]:
         store = self.store
         with store.lock:
             store.workers.pop(worker, None)
             lost = [store.jobs[job_id] for job_id in sorted(store.held.pop(worker, ()))]
             now_ms = store.clock.now_ms()
-            for job in lost:
-                store.lapse(job, reason, now_ms)
+            lapses = [store.lapse(job, reason, now_ms) for job in lost]
             store.serve(now_ms)
-            topics = self._rung(_moved_topics(lost))
+            topics = store.take_rung(_moved_topics(lost))
         store.bells.ring(topics)
-        return len(lost)
+        return lapses
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
         check_limit(limit)
@@ -245,10 +237,11 @@ class MemoryBackend(TransferVerbs):
                     store.make_ready(job, due_at_ms)
                     moved.append(job)
             promoted = len(moved)
+            lapses: list[Lapse] = []
             for worker in [w for w in store.held if w not in store.workers or store.workers[w][1] <= now_ms]:
-                for job_id in sorted(store.held[worker])[: limit - (len(moved) - promoted)]:
+                for job_id in sorted(store.held[worker])[: limit - len(lapses)]:
                     job = store.jobs[job_id]
-                    store.lapse(job, "the lease of the worker ran out", now_ms)
+                    lapses.append(store.lapse(job, "the lease of the worker ran out", now_ms))
                     moved.append(job)
                 if not store.held[worker]:
                     del store.held[worker]
@@ -261,10 +254,10 @@ class MemoryBackend(TransferVerbs):
             for queue in opened:
                 del store.openings[queue]
             store.limits.forget_full(now_ms)
-            topics = self._rung(_moved_topics(moved) | {queue_topic(queue) for queue in opened})
+            topics = store.take_rung(_moved_topics(moved) | {queue_topic(queue) for queue in opened})
             ticked = Ticked(
                 promoted=promoted,
-                lapsed=len(moved) - promoted,
+                lapses=tuple(lapses),
                 dropped=dropped,
                 freed=freed,
                 next_due_ms=self._next_due_ms(now_ms),
@@ -310,7 +303,7 @@ class MemoryBackend(TransferVerbs):
                 )
                 verdicts.append(Verdict.APPLIED)
             store.serve(now_ms)
-            topics = self._rung(topics)
+            topics = store.take_rung(topics)
         store.bells.ring(topics)
         return verdicts
 
@@ -367,99 +360,6 @@ class MemoryBackend(TransferVerbs):
             return looking.workers(self.store)
 
     # ---- steer -----------------------------------------------------------------------------------------
-
-    async def cancel(self, ids: Sequence[str]) -> list[Steered]:
-        check_batch(ids)
-        store = self.store
-        topics: set[str] = set()
-        answers = []
-        with store.lock:
-            now_ms = store.clock.now_ms()
-            for job_id in ids:
-                job = store.jobs.get(job_id)
-                if job is None:
-                    answers.append(Steered.MISSING)
-                elif job.state in TERMINAL:
-                    answers.append(Steered.ENDED)
-                elif job.state is State.RUNNING:
-                    job.cancel_requested = True
-                    topics.add(worker_topic(job.worker or ""))
-                    answers.append(Steered.REQUESTED)
-                else:
-                    job.cancel_requested = True
-                    store.end(job, State.CANCELLED, now_ms)
-                    topics.add(job_topic(job_id))
-                    answers.append(Steered.DONE)
-            store.serve(now_ms)
-            topics = self._rung(topics)
-        store.bells.ring(topics)
-        return answers
-
-    async def rerun(self, reruns: Sequence[Rerun]) -> list[Steered]:
-        check_batch(reruns)
-        store = self.store
-        topics: set[str] = set()
-        with store.lock:
-            now_ms = store.clock.now_ms()
-            answers = [self._rerun_one(request, now_ms, topics) for request in reruns]
-        store.bells.ring(topics)
-        return answers
-
-    def _rerun_one(self, request: Rerun, now_ms: int, topics: set[str]) -> Steered:
-        store = self.store
-        job = store.jobs.get(request.id)
-        if job is None:
-            return Steered.MISSING
-        if job.state in LIVE:
-            return Steered.LIVE
-        ended = job.state
-        queue = request.queue if request.queue is not None else job.queue
-        if job.unique is not None:
-            if store.holder((queue, job.unique), now_ms) not in {None, job.id}:
-                return Steered.CONFLICT
-            store.take_key((queue, job.unique), job.id)
-        job.queue = queue
-        if request.payload is not None and request.payload != job.payload:
-            job.payload = request.payload
-            job.steps = None
-        job.priority = request.priority if request.priority is not None else job.priority
-        job.max_attempts = request.max_attempts if request.max_attempts is not None else job.max_attempts
-        job.attempt = 0
-        job.result = job.finished_at_ms = job.started_at_ms = job.parked_at_ms = None
-        job.progress = job.progress_note = None
-        job.cancel_requested = False
-        job.held_by = None
-        held_children = ended in {State.FAILED, State.CANCELLED}
-        if store.wait_for_parents(job):
-            job.due_at_ms = job.created_at_ms + request.delay_ms
-        else:
-            store.start_over(job, request.delay_ms, now_ms)
-        if held_children:
-            store.revive_children(job, now_ms)
-        topics.add(queue_topic(queue) if request.delay_ms <= 0 else DUE_TOPIC)
-        return Steered.DONE
-
-    async def delete(self, ids: Sequence[str]) -> list[Steered]:
-        check_batch(ids)
-        store = self.store
-        answers = []
-        topics: set[str] = set()
-        with store.lock:
-            now_ms = store.clock.now_ms()
-            for job_id in ids:
-                job = store.jobs.get(job_id)
-                if job is None:
-                    answers.append(Steered.MISSING)
-                elif job.state is State.RUNNING:
-                    answers.append(Steered.LIVE)
-                else:
-                    store.forget(job, now_ms)
-                    topics.add(job_topic(job_id))
-                    answers.append(Steered.DONE)
-            store.serve(now_ms)
-            topics = self._rung(topics)
-        store.bells.ring(topics)
-        return answers
 
     async def queues(self, changes: Sequence[QueueChange] = ()) -> dict[str, QueueChange]:
         check_changes(changes, self.capabilities)

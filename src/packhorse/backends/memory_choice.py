@@ -10,17 +10,21 @@ from .memory_lanes import Gate, QueueLanes, StoredJob, TypeLanes
 
 if TYPE_CHECKING:
     from .memory_store import MemoryStore
+    from .rate_limited import RateLimited
 
 
 class Choice:
     """The jobs that one claim takes from one queue."""
 
-    def __init__(self, store: MemoryStore, queue: str, lanes: QueueLanes, now_ms: int) -> None:
+    def __init__(
+        self, store: MemoryStore, queue: str, lanes: QueueLanes, now_ms: int, rate_limited: RateLimited
+    ) -> None:
         self._store = store
         self._limits = store.limits
         self._queue = queue
         self._lanes = lanes
         self._now_ms = now_ms
+        self._rate_limited = rate_limited
         self._gates: dict[tuple[str, str | None], Gate] = {}
         self._shut: set[str] = set()  # types that may start nothing more
         self._aside: list[tuple[TypeLanes, str]] = []  # lanes that may start nothing more because of jobs that run
@@ -129,14 +133,18 @@ class Choice:
 
     def _close(self, source: TypeLanes, lane: str, job_type: str, gate: Gate) -> None:
         """Look at a type no more in this claim, or at a lane until its limit opens."""
+        opens_at_ms = self._limits.opens(gate, self._now_ms)
         if gate.name[1] is None:
+            if opens_at_ms is not None:
+                self._rate_limited.note_type(job_type, opens_at_ms)
             self._shut.add(job_type)
             source.show(lane)
             return
-        opens_at_ms = self._limits.opens(gate, self._now_ms)
         source.leave_out(lane, opens_at_ms)
         if opens_at_ms is None:
             self._aside.append((source, lane))
+        else:
+            self._rate_limited.note_lane(job_type)
 
     def _start(self, job: StoredJob, taken: list[StoredJob]) -> None:
         self._lanes.leave(job, claimed=True)

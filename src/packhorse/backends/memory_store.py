@@ -8,9 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
-from ..chance import CHANCE
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import QueueFull, UniqueConflict, UnknownParent
 from ..job import LAPSED, LIVE, TERMINAL, JobError, JobSpec, State, fair_turn, rank
@@ -20,6 +17,7 @@ from .base import (
     DUE_TOPIC,
     REPLACEABLE,
     Enqueued,
+    Lapse,
     QueueChange,
     Schedule,
     WorkerInfo,
@@ -32,35 +30,13 @@ from .base import (
     replaced_by,
 )
 from .bells import Bells
+from .memory_changes import ChangeLog
 from .memory_choice import Choice
+from .memory_elsewhere import Absent, Transfers
 from .memory_lanes import NOBODY, NOTHING, Entry, Limits, QueueLanes, StoredJob
+from .rate_limited import RateLimited
 
 _BAD = frozenset({State.FAILED, State.CANCELLED})
-
-
-class Absent(msgspec.Struct):
-    """A job that is in another store: it left since `at_ms`, or is to come from the store `source`."""
-
-    at_ms: int
-    children: dict[str, None]
-    source: str | None = None
-
-
-class Transfers:
-    """What a store keeps of moves: where it stands with each other store, and what is on the way."""
-
-    def __init__(self) -> None:
-        self.store_id = ""
-        self.numbers: dict[str, int] = {}  # store → number of the last batch handed over to it
-        self.departing: tuple[str, bytes] | None = None  # to which store, and the batch
-        self.arrived: dict[str, int] = {}  # store → number of the last batch taken over from it
-        self.held: dict[str, bytes] = {}  # store → that batch, while it is not live
-
-    def identity(self, now_ms: int) -> str:
-        """Answer the identity of this store."""
-        if not self.store_id:
-            self.store_id = CHANCE.id(now_ms)
-        return self.store_id
 
 
 class MemoryStore:
@@ -70,6 +46,7 @@ class MemoryStore:
         self.clock = clock
         self.lock = threading.Lock()
         self.bells = Bells()
+        self.log = ChangeLog(clock)
         self.jobs: dict[str, StoredJob] = {}
         self.lanes: dict[str, QueueLanes] = {}  # the pending jobs of each queue
         self.limits = Limits()
@@ -90,7 +67,18 @@ class MemoryStore:
         self.tokens = itertools.count(1)
         self.pushes = itertools.count(1)
 
-    # Each of these is one move; the caller holds the lock.
+    # The caller of each of these holds the lock. All but the first are moves.
+
+    def take_rung(self, topics: set[str]) -> set[str]:
+        """Answer what a verb rings: `topics` and what its moves left to ring."""
+        topics |= self.rung
+        self.rung.clear()
+        if self.freed:
+            topics.update(
+                queue_topic(name) for name, lanes in self.lanes.items() if not self.freed.isdisjoint(lanes.limited)
+            )
+            self.freed.clear()
+        return topics
 
     # ---- places ------------------------------------------------------------------------------------------
 
@@ -108,6 +96,7 @@ class MemoryStore:
         job.state = State.PENDING  # not before: it must not line up behind its own place of an earlier attempt
         place = job.place = (rank(turn_ms, job.priority), job.seq, next(self.pushes))
         lanes.enter((*place, job))
+        self.log.tell(job.id, State.PENDING)
 
     def make_due(self, job: StoredJob, due_at_ms: int) -> None:
         """Make a job scheduled for `due_at_ms`."""
@@ -115,6 +104,7 @@ class MemoryStore:
         job.due_at_ms = due_at_ms
         place = job.place = (due_at_ms, job.seq, next(self.pushes))
         heapq.heappush(self.due, (*place, job))
+        self.log.tell(job.id, State.SCHEDULED)
 
     def start_over(self, job: StoredJob, delay_ms: int, now_ms: int) -> None:
         """Make a job scheduled, or pending where there is no delay."""
@@ -131,13 +121,13 @@ class MemoryStore:
 
     # ---- claims ------------------------------------------------------------------------------------------
 
-    def take(self, queue: str, limit: int, now_ms: int) -> list[StoredJob]:
+    def take(self, queue: str, limit: int, now_ms: int, rate_limited: RateLimited) -> list[StoredJob]:
         """Take the best jobs of a queue that limits let start; what is taken is pending no more."""
         lanes = self.lanes.get(queue)
         if lanes is None or (queue in self.settings and self.settings[queue].paused):
             return []
         if self.limits.limited or lanes.limited:
-            return Choice(self, queue, lanes, now_ms).make(limit)
+            return Choice(self, queue, lanes, now_ms, rate_limited).make(limit)
         taken: list[StoredJob] = []
         pop = lanes.open.pop
         while len(taken) < limit and (entry := pop()) is not None:
@@ -165,6 +155,10 @@ class MemoryStore:
 
     def end(self, job: StoredJob, state: State, now_ms: int) -> None:
         """End a job in a terminal `state`. Its children hear of it in `serve`."""
+        self._end(job, state, now_ms)
+        self.log.tell(job.id, state)
+
+    def _end(self, job: StoredJob, state: State, now_ms: int) -> None:
         self.leave_place(job)
         job.state = state
         job.finished_at_ms = now_ms
@@ -222,6 +216,7 @@ class MemoryStore:
             self.adopt(parent, job.id)  # it may have been deleted and enqueued anew
         if job.waiting_on:
             job.state = State.WAITING
+            self.log.tell(job.id, State.WAITING)
         return bool(job.waiting_on)
 
     def _lives(self, job_id: str) -> bool:
@@ -263,12 +258,13 @@ class MemoryStore:
     def forget(self, job: StoredJob, now_ms: int) -> None:
         """Remove a job that does not run. For its children it counts as cancelled if it had not ended."""
         if job.state in LIVE:
-            self.end(job, State.CANCELLED, now_ms)
+            self._end(job, State.CANCELLED, now_ms)
         job.place = (0, 0, 0)
         for parent in job.after:
             if parent in self.jobs:
                 self.jobs[parent].children.pop(job.id, None)
         del self.jobs[job.id]
+        self.log.tell(job.id, None)
 
     def has_live_child(self, job: StoredJob | Absent) -> bool:
         """Tell whether a job must be kept because a child of it has not ended."""
@@ -281,7 +277,7 @@ class MemoryStore:
             if not self.has_live_child(self.absent[job_id]):
                 del self.absent[job_id]
 
-    def lapse(self, job: StoredJob, reason: str, now_ms: int) -> None:
+    def lapse(self, job: StoredJob, reason: str, now_ms: int) -> Lapse:
         """Take a running job from a lost worker: it starts over, or ends with its last attempt."""
         job.errors = add_error(job.errors, JobError(attempt=job.attempt, at_ms=now_ms, kind=LAPSED, message=reason))
         self.let_go(job)
@@ -290,6 +286,9 @@ class MemoryStore:
             self.make_ready(job, now_ms)
         else:
             self.end(job, state, now_ms)
+        return Lapse(
+            id=job.id, queue=job.queue, type=job.type, attempt=job.attempt, max_attempts=job.max_attempts, state=state
+        )
 
     # ---- new jobs ----------------------------------------------------------------------------------------
 

@@ -25,9 +25,10 @@ from .base import (
     read_transfer,
     write_transfer,
 )
+from .memory_elsewhere import Absent
 from .memory_lanes import NOBODY, NOTHING, StoredJob
 from .memory_looking import as_record
-from .memory_store import Absent, MemoryStore
+from .memory_store import MemoryStore
 
 
 class TransferVerbs(Backend):
@@ -163,6 +164,7 @@ def _arrive(store: MemoryStore, transfer: Transfer, now_ms: int) -> list[str]:
     """Make a batch live; answers the ids that were here before."""
     known = [moved.record.id for moved in transfer.jobs if moved.record.id in store.jobs]
     arrived = [(_create(store, moved), moved) for moved in transfer.jobs if moved.record.id not in store.jobs]
+    store.log.arriving = {job.id for job, _ in arrived}
     for job, moved in arrived:
         _tie(store, job, moved, transfer.source, now_ms)
     for job, _ in arrived:
@@ -170,6 +172,7 @@ def _arrive(store: MemoryStore, transfer: Transfer, now_ms: int) -> list[str]:
     for state in TERMINAL:
         store.ended[state] = deque(sorted(store.ended[state]))
     _revive(store, [moved for _, moved in arrived], now_ms)
+    store.log.arriving = ()
     for schedule in transfer.schedules:
         store.schedules[schedule.name] = merge_schedule(store.schedules.get(schedule.name), schedule)
         store.rung.add(DUE_TOPIC)

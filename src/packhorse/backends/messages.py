@@ -12,6 +12,9 @@ from ..job import JobError, JobRecord, JobSpec, State, Unique
 #: holds a server for long: 1,000 rows are about 20 ms on SQLite (bench, 2026-11-22).
 BATCH_MAX = 1_000
 
+#: Characters of a cursor of `find`: those of one store are short, a view of several queues joins as many.
+CURSOR_CHARS_MAX = 2_048
+
 #: Error records kept for each job: the first and the latest. A job may have 1,000 attempts.
 ERRORS_KEPT_MAX = 50
 
@@ -23,6 +26,12 @@ TRANSFER_BYTES_MAX = 8 * 1024 * 1024
 
 #: How long a store remembers the id of a job that it handed over, ms: a day, as a succeeded job by default.
 ABSENT_KEPT_MS = 86_400_000
+
+#: How long a store goes on writing changes down after somebody asked for them, and how long it keeps them, ms.
+CHANGES_KEPT_MS = 60_000
+
+#: Changes in one answer; who is further behind than that begins anew.
+CHANGES_MAX = 10_000
 
 #: As the key of a limit: each key of the type has the limit for itself.
 EACH_KEY = "*"
@@ -44,6 +53,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     steps: bool = False  # a job remembers the results of its durable steps
     bind: bool = False  # enqueue inside the caller's own transaction
     transfer: bool = False  # hand jobs over to another store and take them over from one
+    changes: bool = False  # tell what changed since somebody asked
 
 
 class Enqueued(msgspec.Struct, frozen=True, gc=False):
@@ -85,6 +95,9 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `progress` is 0.0 to 1.0. `step` names a durable step and `result` is what it came to, kept until the job is gone
     or rerun with another payload. An answer that shows the job held under `token` means: this is kept.
+
+    A `step` that begins with `~`, as no step's name can, is what the worker itself remembers of a job: `~log.3` is what
+    an attempt logged. To a backend it is a step like any other; its `result` is written anew as the run goes on.
     """
 
     id: str
@@ -93,6 +106,10 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     text: str | None = None
     step: str | None = None
     result: bytes = b"null"
+
+
+#: Characters of `WorkerInfo.trouble`.
+TROUBLE_CHARS_MAX = 500
 
 
 class WorkerInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -107,6 +124,7 @@ class WorkerInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     busy: int = 0
     started_at_ms: int = 0
     version: str = ""
+    trouble: str = ""  # what its keeper sees wrong with it now, as that a handler blocks its event loop
     # Set by the backend when it answers:
     lease_left_ms: int = 0
     running: int = 0
@@ -127,20 +145,40 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_ms: int = 86_400_000
 
 
+class Lapse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A job that was taken from its worker in `attempt`, told to the one caller whose call took it.
+
+    `state` is where it went: PENDING, to run again; FAILED or CANCELLED: the lapse ended it.
+    """
+
+    id: str
+    queue: str
+    type: str
+    attempt: int
+    max_attempts: int
+    state: State
+
+
 class Ticked(msgspec.Struct, frozen=True, kw_only=True):
     """What a tick moved, in jobs, and when the next is due (None: nothing is scheduled).
 
+    `lapses` names jobs that were taken from lost workers, in no certain order; a view of some queues, those of these.
     `schedules` are those that want planning, at most `SCHEDULES_A_TICK`: not paused, and their next slot is not worked
     out or is due by the store's clock, which is `now_ms`.
     """
 
     promoted: int = 0
-    lapsed: int = 0
+    lapses: tuple[Lapse, ...] = ()
     dropped: int = 0
     freed: int = 0  # children told of the end of a parent: by this tick, or too many for an earlier move
     next_due_ms: int | None = None
     now_ms: int = 0
     schedules: tuple[Schedule, ...] = ()
+
+    @property
+    def lapsed(self) -> int:
+        """How many jobs lapsed."""
+        return len(self.lapses)
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,6 +294,25 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     new_done_ms: int
     next_ms: int
     specs: tuple[JobSpec, ...] = ()
+
+
+class Change(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A move of one job: where it stands since `at_ms` by the store's clock (None: it is gone from the store)."""
+
+    id: str
+    state: State | None
+    at_ms: int
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What changed, in an order that is right for each job, and the cursor to go on from.
+
+    `gap`: changes after the cursor that was given are lost, so who follows has to look anew.
+    """
+
+    changes: list[Change]
+    cursor: str
+    gap: bool = False
 
 
 class WorkflowCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,11 @@ from .rules import REPLACEABLE, holds_key
 from .stored import CANCELLED, PENDING, SCHEDULED, STATES, SUCCEEDED, WAITING, Holder, Parent, Slot, missing_parent
 
 
+def first_state(spec: JobSpec) -> int:
+    """Answer the state a new job is stored in. One with parents waits, be it for nobody."""
+    return WAITING if spec.after else SCHEDULED if spec.delay_ms > 0 else PENDING
+
+
 class New(msgspec.Struct):
     """A job to be stored. `state` is how it stands while the call is looked through, one spec after the other."""
 
@@ -64,7 +69,7 @@ class Plan:
         if spec.id in self.known:
             self.answers.append(Enqueued(spec.id, False))
             return
-        new = New(spec, WAITING if spec.after else SCHEDULED if spec.delay_ms > 0 else PENDING)
+        new = New(spec, first_state(spec))
         if spec.unique is not None:
             holder = self._give_key(new, (spec.queue, spec.unique.key))
             if holder is not None:

@@ -19,6 +19,7 @@ from ..job import (
     State,
     Unique,
 )
+from ..wording import quantity
 from .messages import (
     BATCH_MAX,
     ERRORS_KEPT_MAX,
@@ -34,13 +35,13 @@ from .messages import (
 def check_batch(items: Sequence[object]) -> None:
     """Refuse a call with more than `BATCH_MAX` items."""
     if len(items) > BATCH_MAX:
-        raise InvalidOption(f"{len(items)} items in one call; send at most {BATCH_MAX}")
+        raise InvalidOption(f"{quantity(len(items), 'item')} in one call; send at most {BATCH_MAX:,}")
 
 
 def check_limit(limit: int) -> None:
     """Refuse a claim or tick of more than `BATCH_MAX` jobs, or of a negative number."""
     if not 0 <= limit <= BATCH_MAX:
-        raise InvalidOption(f"a limit of {limit} jobs; ask for 0 to {BATCH_MAX}")
+        raise InvalidOption(f"a limit of {quantity(limit, 'job')}; ask for 0 to {BATCH_MAX:,}")
 
 
 def check_specs(specs: Sequence[JobSpec], capabilities: Capabilities) -> None:
@@ -62,13 +63,15 @@ def check_family(specs: Sequence[JobSpec]) -> None:
     """
     total = sum(len(spec.after) for spec in specs)
     if total > AFTER_TOTAL_MAX:
-        raise InvalidOption(f"after: {total} parents in one call; at most {AFTER_TOTAL_MAX}, send fewer jobs a call")
+        raise InvalidOption(
+            f"after: {quantity(total, 'parent')} in one call; at most {AFTER_TOTAL_MAX:,}, send fewer jobs a call"
+        )
     waiting: dict[str, set[str]] = {}
     ids = {spec.id for spec in specs}
     for spec in specs:
         if len(spec.after) > AFTER_MAX:
             raise InvalidOption(
-                f"after: {len(spec.after)} parents; at most {AFTER_MAX}, put jobs that join some between"
+                f"after: {quantity(len(spec.after), 'parent')}; at most {AFTER_MAX:,}, put jobs that join some between"
             )
         if spec.after_failed not in AFTER_FAILED:
             raise InvalidOption(f"after_failed: {shown(spec.after_failed)} must be one of {', '.join(AFTER_FAILED)}")
@@ -87,10 +90,8 @@ def check_family(specs: Sequence[JobSpec]) -> None:
                 free.append(child)
     if waiting:
         one = min(waiting)
-        raise InvalidOption(
-            f"after: {len(waiting)} jobs wait for each other in a cycle, job {one} among them; "
-            "leave out one `after` of the cycle"
-        )
+        many = quantity(len(waiting), "job waits for itself", "jobs wait for each other")
+        raise InvalidOption(f"after: {many} in a cycle, job {one} among them; leave out one `after` of the cycle")
 
 
 def parents_first(specs: Sequence[JobSpec]) -> list[int] | None:

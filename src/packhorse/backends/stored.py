@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from ..job import JobError, State, Unique
+from .messages import Lapse
 from .rules import add_error, holds_key
 
 WAITING, SCHEDULED, PENDING, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(1, 8)
@@ -133,6 +134,17 @@ class Row(msgspec.Struct, array_like=True):
     extras_dirty: bool = False  # result or errors changed
     family_dirty: bool = False  # waiting_for or held_by changed
 
+    def lapsed_to(self, state: State) -> Lapse:
+        """Name its lapse, by which it went to `state`."""
+        return Lapse(
+            id=self.id,
+            queue=self.queue,
+            type=self.type,
+            attempt=self.attempt,
+            max_attempts=self.max_attempts,
+            state=state,
+        )
+
     def start_over(self, delay_ms: int, tx: Moment) -> None:
         """Make it run, again or at last: now, or in `delay_ms`."""
         self.due_at_ms = tx.now_ms + max(0, delay_ms)
@@ -166,6 +178,15 @@ class Row(msgspec.Struct, array_like=True):
         old: tuple[JobError, ...] = errors_from_json(self.errors) if isinstance(self.errors, str) else ()
         self.errors = to_json(add_error(old, error)).decode()
         self.extras_dirty = True
+
+
+def moved(rows: Iterable[Row]) -> dict[int, list[str]]:
+    """Answer the ids of the rows that are to be saved in another state than they were read in, by that state."""
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        if row.state != row.was_state:
+            found.setdefault(row.state, []).append(row.id)
+    return found
 
 
 # ---- families ----------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from ..event_loop import new_event_loop
 from ..worker.local import LocalWorker
-from ..worker.runner_process import new_event_loop
 from . import measures
 from .tasks import app, latencies_ms
 

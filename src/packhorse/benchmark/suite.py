@@ -19,7 +19,9 @@ import msgspec
 from ..backends.opening import open_backend, redact
 from ..clock import SYSTEM_CLOCK, pause, precise_boot_ms
 from ..errors import ConfigurationError
-from ..worker.runner_process import new_event_loop
+from ..event_loop import new_event_loop
+from ..job import LIVE
+from ..wording import quantity
 from . import measures
 from .measures import Figure
 from .meter import Meter, idle_round_trip, read, served
@@ -49,9 +51,27 @@ def run(target: str, jobs: int, backlog: int, directory: Path, tell: Tell) -> Re
     A URL of another kind is taken as it is: its store must be empty.
     """
     with Places(target, directory) as places:
+        if places.kind == "other":
+            _on_loop(_must_be_empty(target))
         figures = _measure(places, jobs, backlog, directory, tell)
     named = places.kind if places.kind != "other" else redact(target)
     return Report(url=named, machine=machine(), jobs=jobs, figures=figures)
+
+
+async def _must_be_empty(url: str) -> None:
+    """Refuse a store with jobs that live: they would be taken for those of the measurement."""
+    backend = open_backend(url)
+    await backend.open()
+    try:
+        counts = await backend.counts()
+    finally:
+        await backend.close()
+    live = sum(count for queue in counts.values() for state, count in queue.states.items() if state in LIVE)
+    if live:
+        raise ConfigurationError(
+            f"{redact(url)} has {quantity(live, 'live job')}, and measuring would take all of it; "
+            "give the URL of an empty store"
+        )
 
 
 def _measure(places: Places, jobs: int, backlog: int, directory: Path, tell: Tell) -> list[Figure]:

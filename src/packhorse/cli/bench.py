@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..wording import quantity
+
 if TYPE_CHECKING:
     from ..benchmark.suite import Report
 
@@ -44,16 +46,19 @@ def bench(jobs: int, backlog: int, backends: tuple[str, ...], as_json: bool, out
     """
     import msgspec
 
+    from ..backends.opening import with_token
     from ..benchmark.suite import run, temporary_directory
+    from ..settings import load
 
     def tell(text: str) -> None:
         click.echo(text, file=sys.stderr if as_json else sys.stdout)
 
+    token = load().token
     reports = []
     with temporary_directory() as directory:
         for backend in backends or ("memory", "sqlite"):
             tell(f"== {backend if '://' not in backend else backend.split('@')[-1]} ==")
-            reports.append(run(backend, jobs, backlog, Path(directory), tell))
+            reports.append(run(with_token(backend, token), jobs, backlog, Path(directory), tell))
     if not as_json:
         _print_table(reports)
     document = msgspec.json.format(msgspec.json.encode(reports)).decode()
@@ -70,7 +75,9 @@ def _print_table(reports: list[Report]) -> None:
     from ..benchmark.suite import table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    drawn = Table(title=f"packhorse bench: {reports[0].machine}, {reports[0].jobs:,} jobs", title_justify="left")
+    drawn = Table(
+        title=f"packhorse bench: {reports[0].machine}, {quantity(reports[0].jobs, 'job')}", title_justify="left"
+    )
     for heading, justify in (("backend", "left"), ("what", "left"), ("measured", "right"), ("CPU/job", "right")):
         drawn.add_column(heading, justify="right" if justify == "right" else "left")
     drawn.add_column("target", justify="right")

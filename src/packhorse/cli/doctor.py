@@ -54,7 +54,7 @@ def _scrubbed(shell: Shell, diagnosis: Diagnosis) -> Diagnosis:
 
 def _print(diagnosis: Diagnosis) -> None:
     rows = [[found.level, found.check, found.value, _advice(found)] for found in diagnosis.findings]
-    emit_table(["", "check", "value", "what to know and do"], rows)
+    emit_table(["", "check", "value", "what to know and do"], rows, below="what to know and do")
     say("")
     promise = [
         [each.line, f"no: see {', '.join(each.because)}" if each.because else each.says] for each in diagnosis.promise

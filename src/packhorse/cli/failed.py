@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..wording import quantity
 from .failing import DONE
-from .filtering import confirm, filter_options, page_options, report_ids, state_option, sweep
+from .filtering import confirm, filter_options, is_given, page_options, report_ids, state_option, sweep
 from .jobs import print_page
-from .output import counting, emit_json, emit_table, note, say, shorten
+from .output import Instant, counting, emit_json, emit_table, note, say, shorten
 from .shell import Shell, reads
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def list_failed(shell: Shell, as_json: bool, by_group: bool, **filters: Any) -> 
 
     query = read_query(**filters)
     if not by_group:
-        return print_page(shell.run(lambda admin: admin.list_failed(query)), as_json, "no failed jobs")
+        return print_page(shell.run(lambda admin: admin.list_failed(query)), as_json, "no failed jobs", ended=True)
     if query.cursor is not None:
         raise click.UsageError("--group counts all failed jobs that match; leave --cursor out")
     with counting("group") as progress:
@@ -49,7 +50,6 @@ def list_failed(shell: Shell, as_json: bool, by_group: bool, **filters: Any) -> 
 
 def _print_groups(found: FailedGroups, limit: int, as_json: bool) -> int:
     from ..admin_failed import groups_json
-    from ..shapes import instant_json
 
     if as_json:
         emit_json(groups_json(found))
@@ -64,8 +64,8 @@ def _print_groups(found: FailedGroups, limit: int, as_json: bool) -> int:
             [
                 group.fingerprint,
                 group.jobs,
-                instant_json(group.first_at_ms),
-                instant_json(group.last_at_ms),
+                Instant(group.first_at_ms),
+                Instant(group.last_at_ms),
                 ",".join(name for name, _ in group.types.most_common(3)) + (",…" if len(group.types) > 3 else ""),
                 group.example,
                 shorten(group.title, _TITLE_CHARS_SHOWN),
@@ -73,9 +73,11 @@ def _print_groups(found: FailedGroups, limit: int, as_json: bool) -> int:
             for group in shown
         ],
         right=["jobs"],
+        below="error",
     )
     if len(found.groups) > limit:
-        note(f"{len(found.groups) - limit} smaller groups are not shown; add --limit {min(len(found.groups), 1_000)}")
+        smaller = quantity(len(found.groups) - limit, "smaller group is", "smaller groups are")
+        note(f"{smaller} not shown; add --limit {min(len(found.groups), 1_000)}")
     note("start one over with: packhorse retry-all --group FINGERPRINT")
     return DONE
 
@@ -130,7 +132,7 @@ def purge(
     shell: Shell,
     as_json: bool,
     queue: str | None,
-    states: tuple[str, ...],
+    states: tuple[str, ...] | None,
     group: str | None,
     dry_run: bool,
     yes: bool,
@@ -143,9 +145,11 @@ def purge(
     from ..admin import read_query, read_states
     from ..job import check_name
 
-    if queue is not None and not (group or dry_run or any(filters.values())):
-        return _purge_queue(shell, as_json, check_name(queue, "queue"), read_states(states), yes)
-    if queue is None and not (group or any(filters.values())):
+    filtered = is_given(group, *filters.values())
+    if queue is not None and not (filtered or dry_run):
+        chosen = None if states is None else read_states(states)
+        return _purge_queue(shell, as_json, check_name(queue, "queue"), chosen, yes)
+    if queue is None and not filtered:
         raise click.UsageError("give QUEUE, or a filter: --type, --tag, --key or --group")
     return sweep(
         shell,
@@ -158,7 +162,7 @@ def purge(
     )
 
 
-def _purge_queue(shell: Shell, as_json: bool, queue: str, chosen: tuple[State, ...], yes: bool) -> int:
+def _purge_queue(shell: Shell, as_json: bool, queue: str, chosen: tuple[State, ...] | None, yes: bool) -> int:
     from ..admin import purged_json
 
     if not yes:
@@ -168,9 +172,11 @@ def _purge_queue(shell: Shell, as_json: bool, queue: str, chosen: tuple[State, .
     if as_json:
         emit_json(purged_json(queue, purged))
         return DONE
-    say(f"deleted {purged.deleted} jobs of queue {queue}")
+    say(f"{quantity(purged.deleted, 'job')} of queue {queue} deleted")
     if purged.running:
-        note(f"{purged.running} are running; stop them with: packhorse jobs cancel --queue {queue} --state running")
+        running = quantity(purged.running, "job is", "jobs are")
+        note(f"{running} running and not deleted; cancel first: packhorse jobs cancel --queue {queue} --state running")
     if purged.added:
-        note(f"{purged.added} were added meanwhile; pause the queue first: packhorse queues pause {queue}")
+        added = quantity(purged.added, "job was", "jobs were")
+        note(f"{added} added meanwhile; pause the queue first: packhorse queues pause {queue}")
     return DONE

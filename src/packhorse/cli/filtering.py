@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..wording import quantity
 from .failing import DONE, Sorry
 from .output import counting, emit_json, note, say
 from .shell import Shell
@@ -48,6 +49,7 @@ def state_option(command: F) -> F:
         "--state",
         "states",
         multiple=True,
+        callback=lambda _, __, states: states or None,
         metavar="STATE",
         help="Only jobs in this state: waiting, scheduled, pending, running, succeeded, failed or cancelled. "
         "May be repeated or joined by commas.",
@@ -86,7 +88,7 @@ def steer(
     """Do what a `jobs` command on ids or a filter was asked to; `options` are those of `sweep_options`."""
     ids: tuple[str, ...] = options.pop("ids")
     everything, dry_run, yes = (options.pop(name) for name in ("everything", "dry_run", "yes"))
-    filtered = any(options.values())
+    filtered = is_given(*options.values())
     if bool(ids) + filtered + everything > 1 and not (filtered and everything):
         raise click.UsageError("give ids, or a filter, not both")
     if ids:
@@ -100,6 +102,11 @@ def steer(
     return sweep(shell, as_json, verb, read_query(**options), matching, dry_run, yes)
 
 
+def is_given(*options: object) -> bool:
+    """Whether any option was given, if only as an empty text: a shell makes that of a variable that is not set."""
+    return any(option is not None for option in options)
+
+
 def sweep(shell: Shell, as_json: bool, verb: str, query: Query, matching: Sweeper, dry_run: bool, yes: bool) -> int:
     """Act on all jobs that match, after a question where somebody can answer it."""
     if not dry_run and not yes:
@@ -107,7 +114,7 @@ def sweep(shell: Shell, as_json: bool, verb: str, query: Query, matching: Sweepe
         if not count:
             yes = True  # nothing to ask about; go on and report nothing done
         else:
-            confirm(f"{verb} {count:,} jobs?")
+            confirm(f"{verb} {quantity(count, 'job')}?")
     with counting(verb) as progress:
         done = shell.run(lambda admin: matching(admin, query, dry_run, progress))
     return report_sweep(verb, done, as_json)
@@ -161,14 +168,14 @@ def report_sweep(verb: str, done: Sweep, as_json: bool) -> int:
     if as_json:
         emit_json(sweep_json(done))
     elif done.dry_run:
-        say(f"{done.matched} jobs match; nothing was changed")
+        say(f"{quantity(done.matched, 'job matches', 'jobs match')}; nothing was changed")
     elif not done.matched:
         note("no jobs match")
     else:
         requested = done.answers[Steered.REQUESTED]
         say(
-            f"{done.answers[Steered.DONE]} jobs {_DONE_WORDS[verb]}"
-            + (f", {requested} running ones will be stopped by their workers" if requested else "")
+            f"{quantity(done.answers[Steered.DONE], 'job')} {_DONE_WORDS[verb]}"
+            + (f", {quantity(requested, 'running job')} will be stopped by the worker" if requested else "")
         )
     left = done.answers[Steered.CONFLICT] + (done.answers[Steered.LIVE] if verb == "delete" else 0)
     if left:

@@ -10,7 +10,7 @@ import click
 from .failing import DONE
 from .filtering import filter_options, page_options, state_option, steer, sweep_options
 from .lazy import Entry, LazyGroup
-from .output import emit_fields, emit_json, emit_table, note, shorten
+from .output import Instant, emit_fields, emit_json, emit_table, note, shorten
 from .shell import Shell, reads
 
 if TYPE_CHECKING:
@@ -50,11 +50,10 @@ def list_jobs(shell: Shell, as_json: bool, **filters: Any) -> int:
     return print_page(shell.run(lambda admin: admin.find(query)), as_json, "no jobs match")
 
 
-def print_page(page: Page, as_json: bool, empty: str) -> int:
-    """Print a page of jobs; where there is another page, say on stderr how to get it."""
+def print_page(page: Page, as_json: bool, empty: str, *, ended: bool = False) -> int:
+    """Print a page of jobs, with when each came or, if all have ended, when that was; say on stderr how to go on."""
     from ..admin import error_text, page_json
     from ..job import State
-    from ..shapes import instant_json
 
     if as_json:
         emit_json(page_json(page))
@@ -72,11 +71,12 @@ def print_page(page: Page, as_json: bool, empty: str) -> int:
                 job.queue,
                 job.state,
                 f"{job.attempt}/{job.max_attempts}",
-                instant_json(job.created_at_ms),
+                Instant(job.finished_at_ms if ended else job.created_at_ms),
                 shorten(error.partition("\n")[0], _ERROR_CHARS_SHOWN),
             ]
         )
-    emit_table(["id", "type", "queue", "state", "attempt", "created", "error"], rows, right=["attempt"])
+    at = "ended" if ended else "created"
+    emit_table(["id", "type", "queue", "state", "attempt", at, "error"], rows, right=["attempt"], below="error")
     if page.next is not None:
         note(f"there are more; add --cursor {page.next}")
     return DONE
@@ -100,11 +100,14 @@ def show(shell: Shell, as_json: bool, job_id: str) -> int:
     shown["tags"], shown["after"] = (", ".join(shown[name]) or None for name in ("tags", "after"))
     shown["meta"] = ", ".join(f"{name}={text}" for name, text in shown["meta"].items()) or None
     shown["cancel_requested"] = "yes" if shown["cancel_requested"] else None
-    emit_fields(shown.items())
+    if shown["after"] is None:
+        shown["after_failed"] = shown["waiting_for"] = None
+    fields = list(shown.items())
     for error in errors:
-        emit_fields([("error", f"attempt {error['attempt']} at {error['at']}: {error['kind']}: {error['message']}")])
+        text = f"attempt {error['attempt']} at {error['at']}: {error['kind']}: {error['message']}"
         # Line by line, so that a traceback reads as one and each line is still escaped.
-        emit_fields([("", line) for line in error["traceback"].splitlines()])
+        fields += [("error", text), *(("", line) for line in error["traceback"].splitlines())]
+    emit_fields(fields)
     return DONE
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from ..wording import quantity
 from .failing import DONE, INTERRUPTED, Sorry
 from .output import emit_json, emit_table, note, say
 from .shell import Shell, json_option, open_store, pass_shell
@@ -122,7 +123,7 @@ def _end(moved: Moved, interrupted: bool) -> int:
     from ..job import State
 
     if moved.known:
-        note(f"{moved.known:,} jobs were left out: the target had jobs of their ids, and those stay")
+        note(f"{quantity(moved.known, 'job was', 'jobs were')} left out: the target had that id, and what it had stays")
     if moved.done:
         return DONE
     if interrupted:
@@ -130,7 +131,8 @@ def _end(moved: Moved, interrupted: bool) -> int:
         return INTERRUPTED
     running = moved.left.get(State.RUNNING, 0)
     if running:
-        raise Sorry(f"{running:,} jobs still run at the source; when they have ended, {_AGAIN}")
+        still = quantity(running, "job still runs", "jobs still run")
+        raise Sorry(f"{still} at the source; after that {_AGAIN}")
     raise Sorry(f"the source is not empty: it waits for jobs of another store, or others go on adding; {_AGAIN}")
 
 
@@ -142,7 +144,7 @@ def _print(moved: Moved) -> None:
         for state in State
         if moved.jobs[state] or moved.left.get(state)
     ]
-    emit_table(["state", "moved", "left"], [*rows, ["all", moved.total, moved.remaining]], right=["moved", "left"])
+    emit_table(["state", "moved", "left"], [*rows, ["(all)", moved.total, moved.remaining]], right=["moved", "left"])
     say(f"schedules {moved.schedules}, limits {moved.limits}, settings of queues {moved.queues}")
 
 
@@ -163,7 +165,10 @@ def _progress() -> Iterator[Tell]:
         if SYSTEM_CLOCK.boot_ms() - told_at_ms >= LINE_MS:
             told_at_ms = SYSTEM_CLOCK.boot_ms()
             running = moved.left.get(State.RUNNING, 0)
-            note(f"{moved.total:,} jobs moved, {moved.remaining:,} left" + (f", {running:,} run" if running else ""))
+            note(
+                f"{quantity(moved.total, 'job')} moved, {moved.remaining:,} left"
+                + (f", {running:,} run" if running else "")
+            )
 
     yield tell_line
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..wording import age
+from ..wording import age, quantity
 
 if TYPE_CHECKING:
     from ..admin import Progress
 
 __all__ = [
+    "Instant",
     "age",
     "counting",
     "emit_fields",
@@ -72,13 +73,37 @@ def emit_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
-def emit_table(headers: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> None:
-    """Print a table: by rich on a terminal, as aligned lines elsewhere. Columns named in `right` are numbers."""
-    cells = [[plain("" if cell is None else cell) for cell in row] for row in rows]
-    numbers = set(right)
+class Instant(NamedTuple):
+    """A cell of a table: an instant, RFC 3339 in UTC; on a terminal too narrow for that, its distance from now."""
+
+    at_ms: int | None
+
+    def __str__(self) -> str:
+        from ..shapes import instant_json
+
+        return instant_json(self.at_ms) or ""
+
+    def short(self, now_ms: int) -> str:
+        """Answer its distance from now: `5m ago`, `in 5m`."""
+        if self.at_ms is None:
+            return ""
+        left_ms = self.at_ms - now_ms
+        return f"in {age(left_ms)}" if left_ms > 0 else f"{age(-left_ms)} ago"
+
+
+def emit_table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), below: str | None = None
+) -> None:
+    """Print a table: with colours on a terminal, as plain aligned lines elsewhere. Columns in `right` are numbers.
+
+    No cell is ever cut or broken, so that ids can be copied. Where a terminal is too narrow, instants become short and
+    the text of the column `below` goes on a line of its own below its row.
+    """
+    given, numbers = [list(row) for row in rows], set(right)
     if sys.stdout.isatty():
-        _emit_rich(headers, cells, numbers)
+        _emit_on_terminal(list(headers), given, numbers, below)
         return
+    cells = [list(map(_cell, row)) for row in given]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     for row in [[header.upper() for header in headers], *cells]:
         line = "  ".join(
@@ -88,18 +113,54 @@ def emit_table(headers: Sequence[str], rows: Iterable[Sequence[object]], right: 
         click.echo(line.rstrip())
 
 
-def _emit_rich(headers: Sequence[str], cells: list[list[str]], numbers: set[str]) -> None:
+def _cell(value: object) -> str:
+    return plain("" if value is None else value)
+
+
+def _emit_on_terminal(headers: list[str], rows: list[list[object]], numbers: set[str], below: str | None) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for header in headers:
-        table.add_column(header, justify="right" if header in numbers else "left", overflow="fold")
-    for row in cells:
-        # Text, not str: rich reads [brackets] in a str as markup.
-        table.add_row(*[Text(cell, style=_STYLES.get(cell, "")) for cell in row])
-    Console().print(table)
+    from ..clock import SYSTEM_CLOCK
+
+    console = Console(highlight=False, soft_wrap=True)
+    cells = [list(map(_cell, row)) for row in rows]
+
+    def widths() -> list[int]:
+        return [max(map(cell_len, column)) for column in zip(headers, *cells, strict=True)]
+
+    def fits(gap: int) -> bool:
+        return sum(widths()) + gap * (len(headers) - 1) <= console.width
+
+    texts = [""] * len(cells)
+    if not fits(1):
+        now_ms = SYSTEM_CLOCK.now_ms()
+        cells = [
+            [value.short(now_ms) if isinstance(value, Instant) else cell for value, cell in zip(*pair, strict=True)]
+            for pair in zip(rows, cells, strict=True)
+        ]
+    if not fits(1) and below in headers:
+        at = headers.index(below)
+        texts = [row.pop(at) for row in cells]
+        headers = [*headers[:at], *headers[at + 1 :]]
+    gap = " " * (2 if fits(2) else 1)  # `stats` fits into 80 columns
+
+    def line(row: list[str], *, is_head: bool = False) -> Text:
+        parts = Text()
+        for header, cell, width in zip(headers, row, widths(), strict=True):
+            pad = " " * (width - cell_len(cell))
+            parts.append(gap if parts else "")
+            # Text, not str: rich reads [brackets] in a str as markup.
+            parts.append(pad + cell if header in numbers else cell + pad, "bold" if is_head else _STYLES.get(cell, ""))
+        parts.rstrip()
+        return parts
+
+    console.print(line(headers, is_head=True))
+    for row, text in zip(cells, texts, strict=True):
+        console.print(line(row))
+        if text:
+            console.print(Text(f"  {text}"))
 
 
 _STYLES = {
@@ -135,4 +196,4 @@ def counting(verb: str) -> Iterator[Progress | None]:
     from rich.console import Console
 
     with Console(stderr=True).status(f"{verb} …") as status:
-        yield lambda count: status.update(f"{verb}: {count:,} jobs")
+        yield lambda count: status.update(f"{verb}: {quantity(count, 'job')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..wording import quantity
 from .failing import DONE
 from .lazy import Entry, LazyGroup
 from .output import age, emit_json, emit_table, note, say
@@ -81,7 +82,11 @@ def capacity(shell: Shell, as_json: bool, name: str, jobs: int) -> int:
     if as_json:
         emit_json({"queue": name, "capacity": jobs or None})
     else:
-        say(f"queue {name} holds at most {jobs} pending jobs" if jobs else f"queue {name} holds any number of jobs")
+        say(
+            f"queue {name} holds at most {quantity(jobs, 'pending job')}"
+            if jobs
+            else f"queue {name} holds any number of jobs"
+        )
     return DONE
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..leash import GIVEN_URL, is_held
 from .output import warn
 
 if TYPE_CHECKING:
@@ -42,34 +43,35 @@ class Shell:
 
     def scrub(self, text: str) -> str:
         """Answer `text` without any password of this call's URLs (FAILURES B40, C20)."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            # As a word of its own: the password `postgres` is no reason to maim `postgresql`.
-            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", "***", text)
-        return text
+        from ..backends.opening import scrub
 
-    def settings(self) -> Settings:
-        """Read the settings; warnings become lines on stderr. Raises ConfigurationError."""
+        return scrub(text, self._secrets)
+
+    def settings(self, given: Mapping[str, object] | None = None) -> Settings:
+        """Read the settings, `given` as options first; warnings become lines on stderr. Raises ConfigurationError."""
         import warnings
 
         from ..backends.opening import secrets_of
-        from ..settings import load
+        from ..settings import SettingsWarning, load
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            settings = load({"url": self.url})
-        for warning in caught:
+            settings = load({"url": self.url, **(given or {})})
+        for warning in caught if not is_held() else ():
             warn(str(warning.message))
-        self._secrets |= secrets_of(settings.url)
+        # Once is enough: the app, imported after this, reads them again.
+        warnings.simplefilter("ignore", SettingsWarning)
+        self._secrets |= secrets_of(settings.url) | ({settings.token} if settings.token else set())
         return settings
 
-    def store_settings(self, *, create: bool = False) -> Settings:
+    def store_settings(self, *, create: bool = False, given: Mapping[str, object] | None = None) -> Settings:
         """Read the settings of a command that works on a store that others can reach.
 
         Refuses `memory://`, and unless `create` a SQLite file that is not there: looking must not make one.
         """
         from ..errors import ConfigurationError
 
-        settings = self.settings()
+        settings = self.settings(given)
         scheme = _scheme(settings.url)
         if scheme == "memory":
             raise ConfigurationError(
@@ -110,10 +112,10 @@ def _scheme(url: str) -> str:
 
 def open_store(settings: Settings) -> Backend:
     """Make the backend of the settings; refuse one whose jobs no other process sees."""
-    from ..backends.opening import in_namespace, open_backend
+    from ..backends.opening import open_backend, store_url
     from ..errors import ConfigurationError
 
-    backend = open_backend(in_namespace(settings.url, settings.namespace))
+    backend = open_backend(store_url(settings))
     if not backend.capabilities.shared:
         raise ConfigurationError("this backend keeps its jobs inside one process; give the --url of a store")
     return backend
@@ -134,8 +136,11 @@ def _must_exist(url: str) -> None:
 
 
 def _take_url(ctx: click.Context, _: click.Parameter, url: str | None) -> None:
+    handed_on = os.environ.pop(GIVEN_URL, None)  # out of the environment: for this process and for none that it starts
     if url is not None:
         ctx.ensure_object(Shell).take_url(url)
+    elif handed_on is not None:
+        ctx.ensure_object(Shell).url = handed_on
 
 
 url_option = click.option(

@@ -175,19 +175,21 @@ def _store(shell: Shell, type_name: str, data: bytes, options: dict[str, Any]) -
     from ..chance import CHANCE
     from ..enqueueing import Store
     from ..job import check_name
+    from ..observe.tracing import start_tracing
     from ..options import FULL_TIMEOUT_MS, read_options
 
     check_name(type_name, "job type")
     fields = read_options(options)
     settings = shell.store_settings(create=True)
     spec = make_spec(settings, type_name, data, fields)
+    tracing = start_tracing(settings, "packhorse")
     full_timeout_ms = fields.get(FULL_TIMEOUT_MS, settings.enqueue_timeout_ms)
 
     async def enqueue() -> tuple[str, bool, str]:
         backend = open_store(settings)
         try:
             await backend.open()
-            answer = (await Store(backend, CHANCE, full_timeout_ms)([spec]))[0]
+            answer = (await Store(backend, CHANCE, full_timeout_ms, tracing=tracing)([spec]))[0]
         finally:
             await backend.close()
         return answer.id, answer.created, spec.queue

@@ -22,7 +22,8 @@ def why(shell: Shell, as_json: bool, job_id: str) -> int:
         emit_json(why_json(found))
         return DONE
     job = found.job
-    emit_fields([("job", job.id), ("type", job.type), ("queue", job.queue), ("state", job.state)])
+    fields: list[tuple[str, object]] = [("id", job.id), ("type", job.type), ("queue", job.queue), ("state", job.state)]
     for cause in found.causes:
-        emit_fields([("why", cause.text), ("code", cause.code), ("remedy", cause.remedy or None)])
+        fields += [("why", cause.text), ("code", cause.code), ("remedy", cause.remedy or None)]
+    emit_fields(fields)
     return DONE

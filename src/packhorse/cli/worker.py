@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import click
 from .shell import Shell, pass_shell, url_option
 
 if TYPE_CHECKING:
+    from ..settings import Settings
+    from ..worker.keeper import Endpoint
     from ..worker.launch import Launched
 
 _APP = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?")
@@ -18,7 +21,7 @@ _SIZE = re.compile(r"(\d{1,9})\s*(K|M|G|T)(i?)B?", re.ASCII | re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
-def _app_path(ctx: click.Context, param: click.Parameter, text: str) -> str:
+def app_path(ctx: click.Context, param: click.Parameter, text: str) -> str:
     """Check `module:attribute`; the attribute is `app` unless given. Only read here: the runners import it."""
     if text.endswith(".py") or "/" in text:
         raise click.BadParameter(f"{text[:80]!r} is a file; give the module, as jobs or jobs:app")
@@ -38,7 +41,7 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int |
     return int(number) * int((1024 if binary else 1000) ** _POWERS[unit.upper()])
 
 
-def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+def read_duration(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
     """Read a duration as everywhere: `250ms`, `30s`, `5m`. Answers ms."""
     if text is None:
         return None
@@ -48,7 +51,7 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> i
 
 
 @click.command()
-@click.argument("app", callback=_app_path)
+@click.argument("app", callback=app_path)
 @click.option(
     "-q",
     "--queues",
@@ -59,11 +62,22 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> i
 @click.option("-c", "--concurrency", type=click.IntRange(1, 100_000), metavar="N", help="Jobs at once in each process.")
 @click.option("-p", "--processes", type=click.IntRange(1, 1_000), metavar="N", help="Runner processes.")
 @click.option("--burst", is_flag=True, help="End when nothing is left to do.")
-@click.option("--lease", callback=_duration, metavar="DURATION", help="How long a claim holds without a sign of life.")
-@click.option("--shutdown-timeout", callback=_duration, metavar="DURATION", help="How long running jobs have to end.")
-@click.option("--poll-interval", callback=_duration, metavar="DURATION", help="Look for jobs this often, if not woken.")
+@click.option(
+    "--lease", callback=read_duration, metavar="DURATION", help="How long a claim holds without a sign of life."
+)
+@click.option(
+    "--shutdown-timeout", callback=read_duration, metavar="DURATION", help="How long running jobs have to end."
+)
+@click.option(
+    "--poll-interval", callback=read_duration, metavar="DURATION", help="Look for jobs this often, if not woken."
+)
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="Renew a process after so many jobs.")
 @click.option("--max-memory", callback=_size, metavar="SIZE", help="Renew a process that is larger: 512MB, 1GiB.")
+@click.option(
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    help="Answer /metrics and /health there, as 127.0.0.1:9091; nowhere unless set. Any other address needs tokens.",
+)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What to log; info unless set."
 )
@@ -81,7 +95,7 @@ def worker(shell: Shell, /, app: str, **given: Any) -> int:
 
     launched = [launch()]
     try:
-        settings = shell.store_settings(create=True)
+        settings = shell.store_settings(create=True, given={"metrics": given["metrics"]})
         queues = tuple(name.strip() for item in given["queues"] for name in item.split(",") if name.strip())
         if given["queues"] and not queues:
             raise click.UsageError("--queues names no queue; write -q a,b")
@@ -102,6 +116,8 @@ def worker(shell: Shell, /, app: str, **given: Any) -> int:
         }
         overrides = {field: value for field, value in overrides.items() if value is not None}
         WorkerOptions.of(settings, **overrides)  # refuse what cannot work before any runner is told to
+        tell_fd = _tell_fd()
+        endpoint = _endpoint(settings) if tell_fd is None else None  # else who started it answers for it
     except BaseException:
         _call_off(launched)
         raise
@@ -111,11 +127,30 @@ def worker(shell: Shell, /, app: str, **given: Any) -> int:
             url=shell.url,  # None: the app's own, which may be written in its code
             processes=processes,
             overrides=overrides,
+            tell_fd=tell_fd,
             log_level=given["log_level"] or settings.log_level,
             log_format=given["log_format"] or settings.log_format,
         ),
         launched,
+        endpoint,
     )
+
+
+def _tell_fd() -> int | None:
+    """Answer the socket of who started this worker, where he wants to know what it counts."""
+    from ..leash import TELL_FD, is_held
+
+    named = os.environ.pop(TELL_FD, None)  # for this process and for none that it starts
+    return int(named) if named is not None and is_held() else None
+
+
+def _endpoint(settings: Settings) -> Endpoint | None:
+    """Make what answers for the worker over HTTP, if that is asked for. Raises ConfigurationError."""
+    if settings.metrics is None:
+        return None
+    from ..server.worker_endpoint import WorkerEndpoint
+
+    return WorkerEndpoint(settings)
 
 
 def _call_off(launched: Sequence[Launched]) -> None:
@@ -124,4 +159,5 @@ def _call_off(launched: Sequence[Launched]) -> None:
         one.process.kill()
         one.process.wait()
         one.end.close()
+        one.inspection_end.close()
         one.page.close()

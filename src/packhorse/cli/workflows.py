@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..wording import quantity
 from .failing import DONE
 from .filtering import report_ids
 from .lazy import Entry, LazyGroup
-from .output import age, emit_fields, emit_json, emit_table, note, say, shorten
+from .output import Instant, age, emit_fields, emit_json, emit_table, note, say, shorten
 from .shell import Shell, reads
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def workflows() -> None:
 @reads
 def list_workflows(shell: Shell, as_json: bool, limit: int, cursor: str | None) -> int:
     """List workflows with how many of their jobs are in each state, newest first."""
-    from ..admin import instant_json, list_json
+    from ..admin import list_json
     from ..admin_workflows import workflow_json
     from ..job import State
 
@@ -59,7 +60,7 @@ def list_workflows(shell: Shell, as_json: bool, limit: int, cursor: str | None) 
             view.name,
             view.state,
             *(view.counts.states.get(state, 0) for state in State),
-            instant_json(view.counts.created_at_ms),
+            Instant(view.counts.created_at_ms),
         ]
         for view in found
     ]
@@ -105,7 +106,9 @@ def _print(view: WorkflowView, shown: dict[str, Any]) -> None:
                 shorten((node["error"] or "").partition("\n")[0], _ERROR_CHARS_SHOWN),
             ]
         )
-    emit_table(["node", "type", "state", "attempt", "took", "after", "error"], rows, right=["attempt", "took"])
+    emit_table(
+        ["node", "type", "state", "attempt", "took", "after", "error"], rows, right=["attempt", "took"], below="error"
+    )
 
 
 @click.command()
@@ -139,7 +142,7 @@ def _report(verb: str, workflow_id: str, answers: Sequence[Answer], as_json: boo
         note(nothing)
         return DONE
     say(
-        f"{done:,} jobs of {workflow_id} {done_word}"
-        + (f", {requested:,} running ones will be stopped by their workers" if requested else "")
+        f"{quantity(done, 'job')} of {workflow_id} {done_word}"
+        + (f", {quantity(requested, 'running job')} will be stopped by the worker" if requested else "")
     )
     return DONE

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ..job import TERMINAL, State
+from ..wording import quantity
 from .ledger import Entry, Ledger
 from .textindex import Hit, TextIndex
 
@@ -50,7 +51,7 @@ def check_all(ledger: Ledger, directory: Path, max_attempts: int) -> Findings:
     notices = [str(line["id"]) for line in _lines(directory / "outbox.jsonl")]
     checks.append(_each_once(ledger, "notification", notices, "notification in the outbox once"))
     if ledger.of("index_document", State.SUCCEEDED):
-        checks.append(Check("the index answers a search", bool(hits), f"{len(hits)} hits for {query!r}"))
+        checks.append(Check("the index answers a search", bool(hits), f"{quantity(len(hits), 'hit')} for {query!r}"))
     return Findings(checks, query, hits)
 
 
@@ -65,7 +66,9 @@ def _all_terminal(ledger: Ledger) -> Check:
 
 def _few_runs(ledger: Ledger, max_attempts: int) -> Check:
     most = max((entry.record.attempt for entry in ledger.entries.values() if entry.record is not None), default=0)
-    return Check("no job ran more often than allowed", most <= max_attempts, f"at most {most} of {max_attempts} runs")
+    return Check(
+        "no job ran more often than allowed", most <= max_attempts, f"at most {most} of {quantity(max_attempts, 'run')}"
+    )
 
 
 def _right_documents(ledger: Ledger, found: set[str]) -> Check:
@@ -73,7 +76,7 @@ def _right_documents(ledger: Ledger, found: set[str]) -> Check:
     wanted = {entry.planned.path for entry in ledger.of("index_document", State.SUCCEEDED)} - deleted
     allowed = {entry.planned.path for entry in ledger.of("index_document", State.FAILED) if _may_have_worked(entry)}
     missing, extra = wanted - found, found - wanted - allowed
-    detail = f"{len(found):,} documents, {len(missing)} missing, {len(extra)} too many"
+    detail = f"{quantity(len(found), 'document')}, {len(missing)} missing, {len(extra)} too many"
     return Check("the index holds exactly the documents whose jobs succeeded", not missing and not extra, detail)
 
 
@@ -85,7 +88,11 @@ def _may_have_worked(entry: Entry) -> bool:
 
 def _no_twins(paths: list[str], damage: str | None) -> Check:
     twins = len(paths) - len(set(paths))
-    return Check("no document is there twice", not twins and damage is None, damage or f"{twins} twins; index is sound")
+    return Check(
+        "no document is there twice",
+        not twins and damage is None,
+        damage or f"{quantity(twins, 'twin')}; index is sound",
+    )
 
 
 def _each_once(ledger: Ledger, job_type: str, found: list[str], promise: str) -> Check:
@@ -97,7 +104,7 @@ def _each_once(ledger: Ledger, job_type: str, found: list[str], promise: str) ->
     return Check(
         f"each {promise}",
         not wrong and not strangers,
-        f"{len(entries):,} succeeded, {len(wrong)} not once, {len(strangers)} strangers",
+        f"{len(entries):,} succeeded, {len(wrong)} not once, {quantity(len(strangers), 'stranger')}",
     )
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..job import JobRecord, State
 from ..observe.logs import one_line
+from ..wording import quantity
 from .checking import Findings
 from .files import DIRECTORY_DEFAULT
 from .ledger import Entry, Ledger, Snapshot
@@ -115,10 +116,10 @@ class Display:
         """Print the dead letter queue with each job's last error."""
         failed = ledger.in_state(State.FAILED)
         self.say("")
-        self.say(f"Dead letter queue: {len(failed)} jobs")
+        self.say(f"Dead letter queue: {quantity(len(failed), 'job')}")
         for entry in failed[:_FAILED_SHOWN_MAX]:
             assert entry.record is not None
-            runs = f"{entry.record.attempt} of {entry.record.max_attempts} runs"
+            runs = f"{entry.record.attempt} of {quantity(entry.record.max_attempts, 'run')}"
             self.say(f"  {entry.id}  {entry.planned.type}, {runs}")
             self.say(f"      {_last_error(entry.record)}")
         if len(failed) > _FAILED_SHOWN_MAX:

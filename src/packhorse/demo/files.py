@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..chance import secret_hex
+from ..wording import quantity
 from .textindex import DOCUMENT_BYTES_MAX
 
 #: Names the data directory for worker processes.
@@ -104,7 +105,7 @@ def append_line(path: Path, line: bytes, *, unless: bytes | None = None) -> bool
     A line that a dying process left unfinished is ended first. Answers whether the line was written.
     """
     if b"\n" in line or len(line) > LINE_BYTES_MAX:
-        raise Unfit(f"a line of {len(line):,} bytes; at most {LINE_BYTES_MAX:,} and no line break within")
+        raise Unfit(f"a line of {quantity(len(line), 'byte')}; at most {LINE_BYTES_MAX:,} and no line break within")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # let go by close, and by the death of the process

@@ -171,7 +171,7 @@ def notification(payload: Notice | str, ctx: Context) -> dict[str, Any]:
     description="Compute fibonacci, factorial, is_prime of value; gcd, lcm, power of value and other",
 )
 def calculate(operation: Operation, value: int, other: int | None = None) -> int | bool | str:
-    """Answer the exact result; as text where it is larger than 64 bits."""
+    """Answer the exact result; as text where it is beyond signed 64 bits."""
     return sums.calculate(operation, value, other)
 
 

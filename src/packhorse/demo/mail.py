@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mailbox
 import re
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -61,7 +60,9 @@ def render(mail: Mail, job_id: str, now_ms: int) -> EmailMessage:
 
 def deliver(message: EmailMessage, folder: Path, job_id: str) -> bool:
     """Put a message into a maildir under the job's own name: delivering again leaves one. Answers whether it is new."""
-    mailbox.Maildir(folder, create=True).close()
+    # Not mailbox.Maildir: that takes a folder whose maker was killed half-way as made.
+    for part in ("tmp", "new", "cur"):
+        (folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(folder.glob(f"cur/{job_id}*")) or (folder / "new" / job_id).exists():
         return False
     # Written in tmp/ and renamed into new/: the way a maildir is delivered to without locks.

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import msgspec
 
+from ..wording import quantity
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 #: Pixels of one picture. Pure Python scales about a million a second, so a job stays far below its time-out.
@@ -50,7 +52,7 @@ def check_size(width: int, height: int) -> None:
 def decode(data: bytes) -> Image:
     """Read a PNG file. Raises InvalidImage for whatever is not one, however it is damaged."""
     if len(data) > FILE_BYTES_MAX:
-        raise InvalidImage(f"{len(data):,} bytes; at most {FILE_BYTES_MAX:,} are read")
+        raise InvalidImage(f"{quantity(len(data), 'byte')}; at most {FILE_BYTES_MAX:,} are read")
     if data[:8] != SIGNATURE:
         raise InvalidImage("not a PNG file: its signature is missing")
     header: tuple[int, int, int] | None = None

@@ -89,7 +89,7 @@ class Team:
         with self.log_file.open("ab") as log:
             # A session of its own: Ctrl+C in the terminal reaches the demo alone, which stops its worker in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "packhorse.demo.leash", str(theirs), *worker_command(workers)],
+                [sys.executable, "-m", "packhorse.leash", str(theirs), *worker_command(workers)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+from ..wording import quantity
 from .files import replace_file
 from .textindex import Summary
 
@@ -49,7 +50,10 @@ def to_markdown(summary: Summary, title: str) -> str:
     lines = [
         f"# {title}",
         "",
-        f"{summary.documents:,} documents, {summary.bytes:,} bytes, {summary.lines:,} lines.",
+        ", ".join(
+            [quantity(summary.documents, "document"), quantity(summary.bytes, "byte"), quantity(summary.lines, "line")]
+        )
+        + ".",
         "",
         "| longest documents | bytes |",
         "|---|---:|",

@@ -18,6 +18,7 @@ from ..chance import CHANCE, Chance
 from ..clock import SYSTEM_CLOCK
 from ..errors import PackhorseError
 from ..job import TERMINAL, State
+from ..wording import quantity
 from .checking import check_all
 from .display import Display
 from .files import DIRECTORY_VARIABLE, standard_library, store_url
@@ -150,8 +151,9 @@ class Show:
         TextIndex(self._directory / "index.db").close()
         self._team = Team(options.workers, self._directory, store_url(self._directory))
         self._display.say(
-            f"{plan.total:,} jobs, seed {seed}, at most {options.max_attempts} runs each. "
-            f"Worker {self._team.pid}: {options.workers} runner processes, {CONCURRENCY} jobs at once in each."
+            f"{quantity(plan.total, 'job')}, seed {seed}, at most {quantity(options.max_attempts, 'run')} each. "
+            f"Worker {self._team.pid}: {quantity(options.workers, 'runner process', 'runner processes')}, "
+            f"{CONCURRENCY} jobs at once in each."
         )
         await self._enqueue(plan.first)
         await self._watch(plan.victim)
@@ -251,7 +253,7 @@ class Show:
         snapshot = await self._ledger.refresh()
         self._display.close()
         self._display.say(
-            f"Stopped after {self._ended_ms / 1000:.1f} s: {snapshot.done:,} of {self._total:,} jobs done "
+            f"Stopped after {self._ended_ms / 1000:.1f} s: {snapshot.done:,} of {quantity(self._total, 'job')} done "
             f"({snapshot.states[State.SUCCEEDED]:,} succeeded, {snapshot.states[State.FAILED]:,} failed), "
             f"{snapshot.acknowledged - snapshot.done:,} wait in the queue. "
             + ("No process is left." if not trouble else "")
@@ -267,7 +269,7 @@ class Show:
         findings = check_all(ledger, self._directory, self._options.max_attempts)
         display.show_counts(ledger)
         display.say(
-            f"{snapshot.done:,} jobs in {self._ended_ms / 1000:.1f} s, start of the worker included: "
+            f"{quantity(snapshot.done, 'job')} in {self._ended_ms / 1000:.1f} s, start of the worker included: "
             f"{snapshot.done * 1000 / max(1, self._ended_ms):,.0f} jobs/s. "
             f"Runs beyond a job's first: {snapshot.runs_again:,}. Jobs whose runner died: {snapshot.lost:,}."
         )
@@ -284,7 +286,7 @@ class Show:
             self._display.say("note: no runner could be killed; the job that waits for it was never caught running")
         surprises = [entry for entry in self._ledger.in_state(State.FAILED) if not _was_doomed(entry)]
         if surprises:
-            self._display.say(f"note: {len(surprises)} jobs failed that were not meant to; their errors are above")
+            self._display.say(f"note: {quantity(len(surprises), 'job')} failed that should not; the errors are above")
 
 
 def _was_doomed(entry: Entry) -> bool:

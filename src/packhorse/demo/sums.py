@@ -16,12 +16,12 @@ FACTORIAL_MAX = 1_400
 POWER_BITS_MAX = 14_000
 
 #: These bases decide primality for every number below 3.3e24 (Sorenson, Webster: "Strong pseudoprimes to twelve
-#: prime bases", 2015); payloads hold at most 64 bits.
+#: prime bases", 2015); payloads hold at most signed 64 bits.
 _WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 
 
 def calculate(operation: Operation, value: int, other: int | None = None) -> int | bool | str:
-    """Answer the result; as text where it exceeds the 64 bits that a JSON number may have. Raises Unfit."""
+    """Answer the result; as text where it exceeds the signed 64 bits that a JSON number may have. Raises Unfit."""
     result = _calculate(operation, value, other)
     return str(result) if abs(result) > INT_MAX else result
 

@@ -38,7 +38,7 @@ from .machine_base import (
     workers,
 )
 from .machine_settings import SettingsRules, plain
-from .model import Refusal, trouble, without_waits
+from .model import Refusal, by_id, trouble, without_waits
 
 
 class JobRules(SettingsRules):
@@ -182,7 +182,7 @@ class JobRules(SettingsRules):
         if self.model.ambiguous(self.model.running(worker)):
             return
         expected = self.model.retire(worker, self.now_ms)
-        assert self.run(self.backend.retire(worker, "retired by the machine")) == expected
+        assert by_id(self.run(self.backend.retire(worker, "retired by the machine"))) == expected
 
     @rule()
     def tick(self) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from ..backends.base import (
     Firing,
     Keep,
+    Lapse,
     Note,
     Query,
     QueueCounts,
@@ -109,7 +110,7 @@ class Model(ModelJobs):
         self.add_rest(settlement.follow_ups, now_ms)
         return Verdict.APPLIED
 
-    def _lapse(self, job: ModelJob, now_ms: int) -> None:
+    def _lapse(self, job: ModelJob, now_ms: int) -> Lapse:
         self.add_error(job, job.attempt, LAPSED)
         if job.cancel_requested:
             self.end(job, State.CANCELLED, now_ms)
@@ -117,6 +118,14 @@ class Model(ModelJobs):
             self.end(job, State.FAILED, now_ms)
         else:
             self.start_over(job, 0, now_ms)
+        return Lapse(
+            id=job.spec.id,
+            queue=job.queue,
+            type=job.spec.type,
+            attempt=job.attempt,
+            max_attempts=job.max_attempts,
+            state=job.state,
+        )
 
     def heartbeat(
         self, worker: str, lease_ms: int, notes: Iterable[Note], now_ms: int
@@ -134,14 +143,12 @@ class Model(ModelJobs):
         cancel = frozenset(job.spec.id for job in held if job.cancel_requested)
         return {job.spec.id: job.token or "" for job in held}, cancel
 
-    def retire(self, worker: str, now_ms: int) -> int:
-        """End a lease; answers how many jobs lapsed."""
+    def retire(self, worker: str, now_ms: int) -> list[Lapse]:
+        """End a lease; answers the jobs that lapsed, by id."""
         self.leases.pop(worker, None)
-        held = self.running(worker)
-        for job in held:
-            self._lapse(job, now_ms)
+        lapses = [self._lapse(job, now_ms) for job in self.running(worker)]
         self.serve(now_ms)
-        return len(held)
+        return by_id(lapses)
 
     # ---- time --------------------------------------------------------------------------------------------
 
@@ -159,9 +166,7 @@ class Model(ModelJobs):
         due = [job for job in self.jobs.values() if job.state is State.SCHEDULED and job.due_at_ms <= now_ms]
         for job in sorted(due, key=lambda job: (job.due_at_ms, job.seq)):
             self.make_pending(job, job.due_at_ms)
-        lapsed = self.lapsing(now_ms)
-        for job in sorted(lapsed, key=lambda job: job.seq):
-            self._lapse(job, now_ms)
+        lapses = [self._lapse(job, now_ms) for job in sorted(self.lapsing(now_ms), key=lambda job: job.seq)]
         self.leases = {worker: end_ms for worker, end_ms in self.leases.items() if end_ms > now_ms}
         keep_ms = {
             State.SUCCEEDED: keep.succeeded_ms,
@@ -176,7 +181,7 @@ class Model(ModelJobs):
         perhaps = [job_id for job_id in old if job_id in self.jobs and not self.has_live_child(job_id)]
         ticked = Ticked(
             promoted=len(due),
-            lapsed=len(lapsed),
+            lapses=tuple(lapses),
             dropped=len(dropped),
             now_ms=now_ms,
             schedules=tuple(self.schedules.due(now_ms)),
@@ -303,5 +308,14 @@ class Model(ModelJobs):
 
 
 def without_waits(ticked: Ticked) -> Ticked:
-    """Answer a tick less what is judged by itself: when it is due again, the children it told, what it handed out."""
-    return msgspec.structs.replace(ticked, next_due_ms=None, freed=0, schedules=())
+    """Answer a tick less what is judged by itself: when it is due again, the children it told, what it handed out.
+
+    The lapses are in order of id: a store may name them as it likes.
+    """
+    lapses = tuple(by_id(ticked.lapses))
+    return msgspec.structs.replace(ticked, lapses=lapses, next_due_ms=None, freed=0, schedules=())
+
+
+def by_id(lapses: Iterable[Lapse]) -> list[Lapse]:
+    """Answer lapses in order of id."""
+    return sorted(lapses, key=lambda lapse: lapse.id)

@@ -11,6 +11,7 @@ from ..chance import Chance
 from ..clock import Clock
 from ..errors import PackhorseError
 from ..job import Claimed, State
+from ..observe.outage import Outage
 from .lease import Lease
 from .options import WorkerOptions
 from .runner import Runner
@@ -49,6 +50,7 @@ class Claimer:
         self._options = options
         self._clock = clock
         self._chance = chance
+        self._outage = Outage(log, clock, "claim")
         self._rate_per_ms = 0.0
         self._measured_ms = clock.boot_ms()
         self._measured_ended = 0
@@ -79,7 +81,7 @@ class Claimer:
                             # The job it cannot run is offered again: whoever rings first must not always take it.
                             await asyncio.sleep(self._chance.uniform(*_YIELD_S))
             except PackhorseError as error:
-                log.warning("cannot claim, trying again: %s", error)
+                self._outage.failed(error)
                 await asyncio.sleep(self._chance.uniform(pause_s / 2, pause_s))
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
 
@@ -98,6 +100,7 @@ class Claimer:
             raise
         finally:
             self.claiming_since_ms = None
+        self._outage.over()
         return self._take(call.result(), sent_ms)
 
     def _queues(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""When a worker starts: brings the store's limits in step with the app's code."""
+"""When a worker or a server of an app starts: brings the store's limits and schedules in step with the app's code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..backends.base import BATCH_MAX, Backend, Limit, QueueChange
 from ..errors import PackhorseError, Unavailable
+from ..observe.outage import Outage
 from ..rates import CODE
+from ..recurring import sync
 
 if TYPE_CHECKING:
     from ..app import Packhorse
@@ -23,17 +25,39 @@ async def declare_limits(app: Packhorse, backend: Backend, queues: Sequence[str]
     What an operator set stays. Waits for a store that does not answer: nothing may start before its limit is known.
     A store that cannot keep limits, or refuses them, is an error in the log and no reason not to work.
     """
+    outage = Outage(log, app.clock, "declare the limits of the app")
     while True:
         try:
             await _declare(app, backend)
             await _declare_capacity(app, backend, queues)
         except Unavailable as error:
-            log.warning("cannot declare the limits of the app, trying again: %s", error)
+            outage.failed(error)
             await asyncio.sleep(app.chance.uniform(0.5, 2.0))
         except PackhorseError as error:
             log.error("the limits of the app are not declared: %s", error)
             return
         else:
+            outage.over()
+            return
+
+
+async def declare_schedules(app: Packhorse, backend: Backend) -> None:
+    """Bring the store's schedules in step with the app's code.
+
+    Waits for a store that does not answer; one that cannot keep schedules is an error in the log.
+    """
+    outage = Outage(log, app.clock, "define the schedules of the app")
+    while True:
+        try:
+            await sync(app, backend)
+        except Unavailable as error:
+            outage.failed(error)
+            await asyncio.sleep(app.chance.uniform(0.1, 1.0))
+        except PackhorseError as error:
+            log.error("the schedules of the app are not defined: %s", error)
+            return
+        else:
+            outage.over()
             return
 
 

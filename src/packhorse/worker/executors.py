@@ -17,8 +17,10 @@ import msgspec
 from .. import codec
 from .. import outcome as outcomes
 from ..app import Packhorse
-from ..context import Context
+from ..context import Context, Mark
 from ..errors import LeaseLost, PackhorseError
+from ..observe.current import CURRENT_JOB, CURRENT_TRACE, Here
+from ..observe.job_log import RunLogs
 from ..reach import Reach
 from ..task import Task
 from .forking import end_copy, forks
@@ -28,12 +30,14 @@ from .frames import (
     ChildAsk,
     ChildDone,
     ChildJob,
+    ChildLog,
     ChildNote,
     ChildSettled,
     ChildSetup,
     pack,
     unpack,
 )
+from .inspection import BlockingInspection
 from .options import WorkerOptions
 
 
@@ -49,17 +53,22 @@ class Executors:
         # Handlers in processes are there to use processors: more at once than that only costs memory.
         self._places = asyncio.Semaphore(min(options.concurrency, 2 * (os.cpu_count() or 1)))
         self.app_path: str | None = None
+        self.here = Here("")
+        self.logs: RunLogs | None = None  # who keeps what handlers in child processes log
+        self.log_form: tuple[str, str] | None = None
         self._forks = forks()
 
     # ---- threads ---------------------------------------------------------------------------------------
 
-    async def in_thread(self, handler: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    async def in_thread(self, handler: Callable[..., Any], kwargs: dict[str, Any], ctx: Context) -> Any:
         """Run a blocking handler in a thread. Told to stop, it waits for the thread: nobody can end it from outside."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="packhorse-job")
         context = contextvars.copy_context()
+        if ctx.mark is not None:
+            ctx.mark.wait()
         future = asyncio.get_running_loop().run_in_executor(
-            self._threads, context.run, _guarded, handler, kwargs, self._forks
+            self._threads, context.run, _guarded, handler, kwargs, self._forks, ctx.mark
         )
         try:
             value, error = await asyncio.shield(future)
@@ -83,6 +92,8 @@ class Executors:
     async def in_process(self, task: Task[..., Any], ctx: Context) -> Any:
         """Run a handler in a child process. Told to stop, the child gets SIGTERM, half the grace time, then SIGKILL."""
         ctx.hold_timeout()
+        if ctx.mark is not None:
+            ctx.mark.wait()
         async with self._places:
             ctx.restart_timeout()
             idle = self._idle.setdefault(task.type, [])
@@ -91,8 +102,10 @@ class Executors:
                 self._alive.discard(gone)
                 await gone.end(0)
             child = idle.pop() if idle else await self._start_child(task)
+            if ctx.mark is not None:
+                ctx.mark.begin()
             try:
-                done = await child.run(ctx)
+                done = await child.run(ctx, self.logs)
             except BaseException:
                 await child.end(self._options.stop_grace_ms / 2000)
                 self._alive.discard(child)
@@ -119,9 +132,16 @@ class Executors:
                 task=task.type,
                 url=self._app.settings.url,
                 paths=sys.path,
+                worker=self.here.id,
+                keep_level=None if self.logs is None else self.logs.level,
+                log_form=self.log_form,
             )
         )
         return child
+
+    def children(self) -> list[HandlerChild]:
+        """Answer the child processes. From any thread."""
+        return list(self._alive)
 
     async def close(self) -> None:
         """Let the threads go and end the child processes. A stuck thread does not hold the worker up."""
@@ -129,7 +149,10 @@ class Executors:
         children, self._alive = self._alive, set()
         self._idle.clear()
         for child in children:
-            child.kill()
+            if self._app.tracing() is None:
+                child.kill()
+            else:  # it sends its last spans, and ends: `end` waits a second for that
+                child.hang_up()
         for child in children:  # seen to their end: no zombie, no open socket. tests/demo/test_jobs.py
             await child.end(0)
 
@@ -138,9 +161,15 @@ class HandlerChild:
     """A child process that runs handlers, one at a time."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        inspection: BlockingInspection,
     ) -> None:
         self._process = process
+        self.pid = process.pid
+        self.inspection = inspection
         self._reader = reader
         self._writer = writer
 
@@ -148,18 +177,21 @@ class HandlerChild:
     async def start(cls) -> HandlerChild:
         """Start a process in a group of its own, so that what the handler starts ends with it."""
         ours, theirs = socket.socketpair()
+        inspecting, inspected = socket.socketpair()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "packhorse.worker.child_process",
             str(theirs.fileno()),
-            pass_fds=(theirs.fileno(),),
+            str(inspected.fileno()),
+            pass_fds=(theirs.fileno(), inspected.fileno()),
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
         theirs.close()
+        inspected.close()
         reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(process, reader, writer)
+        return cls(process, reader, writer, BlockingInspection(inspecting))
 
     def send(self, frame: ChildSetup | ChildJob | ChildAnswer) -> None:
         """Send without waiting."""
@@ -169,9 +201,10 @@ class HandlerChild:
         """Answer whether the process has ended."""
         return self._process.returncode is not None or self._reader.at_eof()
 
-    async def run(self, ctx: Context) -> ChildDone | None:
-        """Run the job of `ctx`; None if the process died."""
-        self.send(ChildJob(ctx.claimed, steps=ctx.reach is not None and ctx.reach.steps))
+    async def run(self, ctx: Context, logs: RunLogs | None = None) -> ChildDone | None:
+        """Run the job of `ctx`; None if the process died. What it logs goes to `logs`."""
+        steps = ctx.reach is not None and ctx.reach.steps
+        self.send(ChildJob(ctx.claimed, steps=steps, trace=_traceparent()))
         asked: set[asyncio.Task[None]] = set()
         try:
             while True:
@@ -182,6 +215,9 @@ class HandlerChild:
                     return None
                 if isinstance(frame, ChildNote):
                     ctx.keep_note(frame.note)
+                elif isinstance(frame, ChildLog):
+                    if logs is not None:
+                        logs.add(ctx.claimed, frame.lines, frame.left_out)
                 elif isinstance(frame, ChildAsk):
                     task = asyncio.get_running_loop().create_task(self._answer(frame, ctx.reach))
                     asked.add(task)
@@ -228,6 +264,7 @@ class HandlerChild:
         self.kill()
         code = await self._process.wait()
         self._writer.close()
+        self.inspection.close()
         if code < 0:
             return f"its process died by signal {-code} ({signal.Signals(-code).name})"
         return f"its process ended with exit code {code}"
@@ -239,12 +276,25 @@ class HandlerChild:
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):  # or told to stop within a frame
             return True
 
+    def hang_up(self) -> None:
+        """Tell the process that nobody waits for it any more: it ends by itself."""
+        self._writer.close()
+
     def kill(self) -> None:
         """End the process and all it started, now."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return
+
+
+def _traceparent() -> str | None:
+    """Answer the traceparent of the span that is current in a run which is traced."""
+    if CURRENT_TRACE.get() is None:
+        return None
+    from ..observe.spans import traceparent_here
+
+    return traceparent_here()
 
 
 def _module(task: Task[..., Any]) -> str:
@@ -256,9 +306,12 @@ def _module(task: Task[..., Any]) -> str:
 
 
 def _guarded(
-    handler: Callable[..., Any], kwargs: dict[str, Any], forks_at_start: int
+    handler: Callable[..., Any], kwargs: dict[str, Any], forks_at_start: int, mark: Mark | None
 ) -> tuple[Any, BaseException | None]:
     """Call the handler; whatever it raises is carried as a value (a future cannot hold StopIteration)."""
+    job = CURRENT_JOB.get()  # noqa: F841  # read from beside this thread: observe.stacks.job_at
+    if mark is not None:
+        mark.begin()
     try:
         return handler(**kwargs), None
     except BaseException as error:  # SystemExit too: it is about this job

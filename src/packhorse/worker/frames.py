@@ -22,6 +22,9 @@ class ChildSetup(msgspec.Struct, tag=True):
     task: str
     url: str
     paths: list[str]
+    worker: str = ""
+    keep_level: int | None = None  # lines of this level and above are told; None: none
+    log_form: tuple[str, str] | None = None  # level and form of lines on stderr; None: as the app says
 
 
 class ChildJob(msgspec.Struct, tag=True):
@@ -29,12 +32,20 @@ class ChildJob(msgspec.Struct, tag=True):
 
     job: Claimed
     steps: bool = False  # whether the store remembers steps
+    trace: str | None = None  # the traceparent of the run's span, where it is traced
 
 
 class ChildNote(msgspec.Struct, tag=True):
     """Child → runner: progress."""
 
     note: Note
+
+
+class ChildLog(msgspec.Struct, tag=True):
+    """Child → runner: what the handler logged since it last told, as JSON; `left_out` lines were before that."""
+
+    lines: list[bytes]
+    left_out: int = 0
 
 
 class ChildSettled(msgspec.Struct, tag=True):
@@ -67,7 +78,7 @@ class ChildAnswer(msgspec.Struct, tag=True):
     error: str | None = None
 
 
-Frame = ChildSetup | ChildJob | ChildNote | ChildSettled | ChildDone | ChildAsk | ChildAnswer
+Frame = ChildSetup | ChildJob | ChildNote | ChildLog | ChildSettled | ChildDone | ChildAsk | ChildAnswer
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Frame] = msgspec.msgpack.Decoder(Frame).decode

@@ -11,6 +11,7 @@ from ..app import Packhorse
 from ..composing import is_results
 from ..context import Context
 from ..job import Claimed
+from ..observe.runs import RunCells
 from ..reach import Reach
 from ..task import Task
 from .executors import Executors
@@ -21,10 +22,12 @@ Start = Callable[[dict[str, Any], Context], Coroutine[Any, Any, Any]]
 class Handler:
     """A task made ready to run in this process."""
 
-    __slots__ = ("needs_context", "read", "start", "start_plain", "task")
+    __slots__ = ("begins_elsewhere", "cells", "needs_context", "read", "start", "start_plain", "task")
 
     def __init__(self, app: Packhorse, task: Task[..., Any], executors: Executors) -> None:
         self.task = task
+        #: What is counted of its runs, by queue: those that the worker takes from.
+        self.cells: dict[str, RunCells] = {}
         self.read = task.arguments.read
         body = _body(task, executors)
         if task.executor != "process":  # the child process injects on its side
@@ -32,6 +35,12 @@ class Handler:
         for middleware in reversed(app.middlewares):
             body = _wrap(middleware, body)
         self.start: Start = body
+        #: Whether nothing of the app's runs before a thread or a process takes the job, for which it may have to wait.
+        self.begins_elsewhere = bool(
+            task.executor != "async"
+            and not app.middlewares
+            and (task.executor == "process" or not task.arguments.injected)
+        )
         #: The short way for the most common case: an async function that asks for nothing.
         self.needs_context = bool(task.arguments.injected or app.middlewares or task.executor != "async")
         self.start_plain: Callable[..., Coroutine[Any, Any, Any]] = task.handler
@@ -42,7 +51,7 @@ def _body(task: Task[..., Any], executors: Executors) -> Start:
         return await task.handler(**kwargs)
 
     async def in_thread(kwargs: dict[str, Any], ctx: Context) -> Any:
-        return await executors.in_thread(task.handler, kwargs)
+        return await executors.in_thread(task.handler, kwargs, ctx)
 
     async def in_process(kwargs: dict[str, Any], ctx: Context) -> Any:
         return await executors.in_process(task, ctx)

@@ -16,17 +16,21 @@ class Launched(NamedTuple):
     process: subprocess.Popen[bytes]
     end: socket.socket
     page: Page
+    inspection_end: socket.socket
 
 
 def launch() -> Launched:
     """Start a runner process in a session of its own, so that its whole tree can be ended with it."""
     ours, theirs = socket.socketpair()
+    inspecting, inspected = socket.socketpair()
     page = Page.create()
+    passed = (theirs.fileno(), page.fd, inspected.fileno())
     process = subprocess.Popen(
-        [sys.executable, "-m", "packhorse.worker.runner_process", str(theirs.fileno()), str(page.fd)],
-        pass_fds=(theirs.fileno(), page.fd),
+        [sys.executable, "-m", "packhorse.worker.runner_process", *map(str, passed)],
+        pass_fds=passed,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
     theirs.close()
-    return Launched(process, ours, page)
+    inspected.close()
+    return Launched(process, ours, page, inspecting)

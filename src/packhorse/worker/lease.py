@@ -21,12 +21,15 @@ class Lease:
         #: The renewal that revived it after it had run out, as far as is known here (boot clock before it was sent).
         #: What was claimed before may be somebody else's, whatever renewed the lease since (simulator seed 34310).
         self.unbroken_since_ms = 0
+        #: Until then, boot clock, it is fresh in any case: one comparison, for who would ask before each job.
+        self.fresh_until_ns = 0
 
     def renewed(self, sent_ms: int) -> None:
         """Note a renewal that was acknowledged; `sent_ms` is the boot clock before it was sent."""
         if self._clock.boot_ms() - self._from_ms >= self.lease_ms:
             self.unbroken_since_ms = max(self.unbroken_since_ms, sent_ms)
         self._from_ms = max(self._from_ms, sent_ms)
+        self.fresh_until_ns = (self._from_ms + self.lease_ms // 3) * 1_000_000
 
     def age_ms(self) -> int:
         """Answer how much of the lease is used up, ms. Above `lease_ms` it may be lost."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ..observe.meters import Rise
 from .options import WorkerOptions
 
 #: A beat lists all held jobs with their tokens, about 100 bytes each: room for 100,000.
@@ -31,6 +32,7 @@ class Ready(msgspec.Struct, tag=True):
     url: str
     options: WorkerOptions
     types: tuple[str, ...]
+    failure_hooks: bool = False  # the app has hooks that want to hear what became of a dead runner's jobs
 
 
 class Broken(msgspec.Struct, tag=True):
@@ -49,12 +51,32 @@ class Tainted(msgspec.Struct, tag=True):
     reason: str
 
 
+class Counted(msgspec.Struct, tag=True):
+    """Runner → keeper: what it counted since it last told. The keeper answers for it, whatever becomes of it."""
+
+    rises: list[Rise]
+
+
 class Beat(msgspec.Struct, tag=True):
     """Keeper → runner: the answer to a heartbeat sent at `sent_ms`."""
 
     sent_ms: int
     held: dict[str, str]
     cancel: list[str]
+
+
+class Lapsed(msgspec.Struct, tag=True):
+    """Keeper → runner: these jobs lapsed, in this attempt, with this worker if it is known; tell the failure hooks."""
+
+    number: int
+    worker: str | None
+    attempts: dict[str, int]
+
+
+class Told(msgspec.Struct, tag=True):
+    """Runner → keeper: the failure hooks know of the lapses of this number."""
+
+    number: int
 
 
 class Stop(msgspec.Struct, tag=True):
@@ -67,7 +89,7 @@ class Hurry(msgspec.Struct, tag=True):
     """Keeper → runner: stop now."""
 
 
-Message = Setup | Ready | Broken | Exhausted | Tainted | Beat | Stop | Hurry
+Message = Setup | Ready | Broken | Exhausted | Tainted | Counted | Told | Beat | Lapsed | Stop | Hurry
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Message)

@@ -6,15 +6,25 @@ import asyncio
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from ..backends.base import WorkerInfo
+from ..clock import SystemClock
+from ..errors import Unavailable
+from ..observe import metrics
+from ..observe.blocked import LoopWatcher
 from ..settings import duration_ms
+from .admission import check_admitted
 from .engine import Engine
 from .options import WorkerOptions
 
 if TYPE_CHECKING:
     from ..app import Packhorse
+
+
+#: How old the gauges of a worker in a program may be.
+_GAUGE_S = 1.0
 
 
 class LocalWorker:
@@ -45,20 +55,44 @@ class LocalWorker:
             **others,
         )
         self.engine: Engine | None = None
+        self._watcher: LoopWatcher | None = None
+        self._gauging: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to claim. Raises Unavailable or ConfigurationError where the backend cannot be opened."""
+        """Begin to claim. Raises Unavailable, and ConfigurationError where the store refuses it all claims."""
         backend = await self.app.backend()
-        self.engine = Engine(self.app, backend, worker_info(self.app, self.options), self.options)
+        info = worker_info(self.app, self.options)
+        with suppress(Unavailable):  # it was there just now: the parts try again until it is back
+            await check_admitted(backend, self.options, info.id)
+        self.engine = Engine(self.app, backend, info, self.options)
+        self._watch(self.engine)
         await self.engine.start()
+        self._gauging = asyncio.get_running_loop().create_task(_gauge(self.engine))
 
     async def stop(self) -> None:
         """Stop claiming, finish what runs, settle."""
+        if self._gauging is not None:
+            self._gauging.cancel()
+            await asyncio.wait([self._gauging])
         if self.engine is not None:
             try:
                 await self.engine.stop()
             finally:
                 self.engine = None
+                if self._watcher is not None:
+                    self._watcher.stop()
+                    self._watcher = None
+
+    def _watch(self, engine: Engine) -> None:
+        """Warn of handlers that block the loop. In the time of tests, which stands still, there is nothing to watch."""
+        if self.options.blocked_ms and isinstance(self.app.clock, SystemClock):
+            sheet = engine.sheet
+
+            def blocked() -> None:
+                sheet.number(metrics.LOOP_BLOCKED).value += 1
+
+            self._watcher = LoopWatcher(self.options.blocked_ms, lambda: engine.runner.holding, blocked)
+            engine.runner.on_work = self._watcher.work
 
     async def run(self) -> None:
         """Work until cancelled, or with `burst=True` until nothing is left to do."""
@@ -81,6 +115,13 @@ class LocalWorker:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
+
+
+async def _gauge(engine: Engine) -> None:
+    """Keep in the meters how busy the worker is. A keeper has that from its runners."""
+    while True:
+        engine.gauge()
+        await asyncio.sleep(_GAUGE_S)
 
 
 def worker_info(app: Packhorse, options: WorkerOptions) -> WorkerInfo:

@@ -12,6 +12,8 @@ from .weights import read_queues
 
 #: How long settling may go on after the grace time of a shutdown.
 SETTLE_MS_MAX = 5_000
+#: And after that, how long the app's failure hooks may take for what waits, and to send off the rest.
+HOOKS_MS_MAX, HOOKS_CLOSE_MS_MAX = 3_000, 2_000
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +32,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     define_schedules: bool = True  # bring the store's schedules in step with the app's code at the start
     jobs_max: int = 0  # recycle a runner process after so many jobs; 0: never
     memory_bytes_max: int = 0  # recycle a runner process above this size; 0: never
+    blocked_ms: int = 500  # warn of an event loop that does not turn for so long; 0: never
     keep_succeeded_ms: int = 86_400_000
     keep_failed_ms: int = 30 * 86_400_000
     keep_cancelled_ms: int = 86_400_000

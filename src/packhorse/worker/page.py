@@ -1,7 +1,8 @@
-"""A page of memory that a keeper and its runner share: each writes its own numbers, nobody ever waits.
+"""Memory that a keeper and its runner share: each writes its own numbers, nobody ever waits.
 
 It tells the keeper that a runner's loop turns although no thread of the runner can speak (C code that holds the
-interpreter lock), and the runner how fresh its lease is. One 8-byte number per field: written and read whole.
+interpreter lock), and the runner how fresh its lease is. One 8-byte number per field: written and read whole. Behind
+them are the marks of the jobs that began (`marks.py`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import mmap
 import os
 
-_RENEWED, _PULSE, _ALLOWED, _HOLDING, _ENDED = range(5)
-_BYTES = mmap.PAGESIZE
+from . import marks
+
+_RENEWED, _PULSE, _ALLOWED, _HOLDING, _BUSY, _ENDED = range(6)
+_NUMBERS_BYTES = 64
+#: All of it; memory that was never written takes none.
+BYTES = -(-(_NUMBERS_BYTES + marks.BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class Page:
@@ -18,8 +23,11 @@ class Page:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, _BYTES)
-        self._numbers = memoryview(self._map).cast("q")
+        self._map = mmap.mmap(fd, BYTES)
+        self._memory = memoryview(self._map)
+        self._numbers = self._memory[:_NUMBERS_BYTES].cast("q")
+        #: Which jobs of the runner have begun.
+        self.marks = marks.Marks(self._memory[_NUMBERS_BYTES:])
 
     @classmethod
     def create(cls) -> Page:
@@ -31,13 +39,15 @@ class Page:
 
             fd, path = tempfile.mkstemp(prefix="packhorse-page-")
             os.unlink(path)  # noqa: PTH108  # the descriptor is all there is to it
-        os.ftruncate(fd, _BYTES)
+        os.ftruncate(fd, BYTES)
         return cls(fd)
 
     def close(self) -> None:
         """Give the memory back. Idempotent."""
         if self.fd >= 0:
+            self.marks.close()
             self._numbers.release()
+            self._memory.release()
             self._map.close()
             os.close(self.fd)
             self.fd = -1
@@ -77,6 +87,15 @@ class Page:
     @holding.setter
     def holding(self, value: int) -> None:
         self._numbers[_HOLDING] = value
+
+    @property
+    def busy(self) -> int:
+        """Jobs the runner has started and not ended: those it holds without those claimed ahead."""
+        return self._numbers[_BUSY]
+
+    @busy.setter
+    def busy(self, value: int) -> None:
+        self._numbers[_BUSY] = value
 
     @property
     def ended(self) -> int:

@@ -20,6 +20,11 @@ class Resumed:
         self._context = context
         self._waiting = waiting
 
+    @property
+    def coroutine(self) -> Any:
+        """The coroutine that waits."""
+        return self._coroutine
+
     def __await__(self) -> Generator[Any, Any, Any]:
         run, send, throw, waiting = self._context.run, self._coroutine.send, self._coroutine.throw, self._waiting
         while True:

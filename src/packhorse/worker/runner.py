@@ -3,6 +3,8 @@
 A *slot* is a task that runs one job after another, so that a job costs no task of its own. A job's coroutine is
 stepped in the job's own `contextvars` context; as long as it does not wait for anything, the next job follows in the
 same step of the loop. Only a job that waits gets a time-out timer, and wakes another slot for the jobs behind it.
+
+What becomes of an end is `ending`, of a run that must stop `stopping`.
 """
 
 from __future__ import annotations
@@ -11,51 +13,44 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from .. import outcome as outcomes
 from ..app import Packhorse
-from ..backends.base import Note, Settlement
 from ..chance import Chance
 from ..clock import Clock
 from ..context import Context
 from ..errors import InvalidPayload, PackhorseError
-from ..job import Claimed, JobSpec, State
-from ..outcome import Kind, Outcome
+from ..job import Claimed
+from ..observe.current import CURRENT_JOB
+from ..observe.runs import Runs
 from ..reach import Reach
-from ..retry import Backoff, decide
+from ..wording import quantity
+from .ending import Ending
 from .forking import end_copy, forks
 from .handler import Handler, new_context
 from .lease import Lease
+from .marks import BEGAN, KEPT, Mark, Marks
+from .notes import Notes
 from .options import WorkerOptions
 from .resumed import Resumed
+from .run import Run
 from .settler import Settler
+from .stopping import Stopping
+
+if TYPE_CHECKING:
+    from ..observe.run_spans import RunSpans
 
 log = logging.getLogger("packhorse.runner")
 
 #: A slot that only runs jobs which never wait gives the loop a turn this often.
-_SLICE_MS = 2
+_SLICE_NS = 2_000_000
 #: How often a run waits for a renewal that fails, before it looks again.
 _RENEW_PAUSE_S = 0.2
 #: Unstarted jobs are given back when no slot got free for this long: another worker may have room (FAILURES B16).
 _STUCK_MS = 200
-_NO_BACKOFF = Backoff()
-
-
-class Run:
-    """A job that waits for something: it can be stopped."""
-
-    __slots__ = ("abandoned", "ctx", "handler", "job", "reason", "received_ms", "slot", "timer")
-
-    def __init__(self, job: Claimed, handler: Handler, ctx: Context | None, slot: asyncio.Task[None]) -> None:
-        self.job = job
-        self.handler = handler
-        self.ctx = ctx
-        self.slot = slot
-        self.reason: str | None = None  # why it was told to stop: timeout, cancel, shutdown, lost
-        self.timer: asyncio.TimerHandle | None = None
-        self.abandoned = False
-        self.received_ms = 0
 
 
 class Runner:
@@ -70,22 +65,29 @@ class Runner:
         options: WorkerOptions,
         clock: Clock,
         chance: Chance,
+        observer: Runs,
         *,
+        spans: RunSpans | None = None,
         on_tainted: Callable[[str], None] | None = None,
         on_step: Callable[[int], None] | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._app = app
         self._handlers = handlers
-        self._settler = settler
         self._lease = lease
         self._options = options
         self._clock = clock
-        self._chance = chance
+        self._observer = observer
+        self._spans = spans  # of runs that are traced; None while tracing is off
+        self._ending = Ending(settler, observer, spans, options, clock, chance)
+        self._stopping = Stopping(self._ending, options, self._gave_up)
         self._loop = asyncio.get_running_loop()
         # (when it came, since when it is surely ours, job): the claim or heartbeat that says so was sent then
-        self._ready: deque[tuple[int, int, Claimed]] = deque()
+        # and its number among the marks.
+        self._ready: deque[tuple[int, int, Claimed, int]] = deque()
         # Dicts for sets that keep an order: what is done to all must not depend on addresses (the simulator repeats).
         self._runs: dict[Run, None] = {}
+        self.notes = Notes(self._runs)
         self.base = contextvars.copy_context()  # what each job's own context starts as
         self.state: object = None  # what the lifespan yielded
         self.reach: Reach | None = None  # what runs can reach of the store
@@ -107,12 +109,11 @@ class Runner:
         self._left_running: set[tuple[str, str]] = set()  # given up at shutdown: they lapse with the worker
         self._on_tainted = on_tainted
         self._on_step = on_step
+        self._marks = marks  # what a keeper is to know of what began; None where there is none
         self.renew: Callable[[], Awaitable[None]] | None = None
-        #: Whether the last job was one this worker cannot run: others should have the first try at the next.
-        self.parked_last = False
         self.on_broken: Callable[[], None] | None = None
+        self.on_work: Callable[[], None] | None = None  # called when jobs came in, for each batch of them
         self.started = 0
-        self.ended = 0
 
     # ---- what the others ask ---------------------------------------------------------------------------
 
@@ -132,6 +133,16 @@ class Runner:
         return len(self._ready) + len(self._runs) + self._stepping
 
     @property
+    def ended(self) -> int:
+        """Jobs that ended here since it began."""
+        return self._ending.count
+
+    @property
+    def parked_last(self) -> bool:
+        """Whether the last job was one this worker cannot run: others should have the first try at the next."""
+        return self._ending.parked_last
+
+    @property
     def free_slots(self) -> int:
         """Jobs that could start at once."""
         return max(0, self._options.concurrency - len(self._runs))
@@ -146,6 +157,10 @@ class Runner:
             finally:
                 self._room_waiter = self._room_wanted = None
 
+    def _tell_quiet(self) -> None:
+        if not self.holding:
+            self._quiet.set()
+
     def _tell_room(self) -> None:
         waiter = self._room_waiter
         if waiter is not None and not waiter.done() and self._room_wanted is not None and self._room_wanted() > 0:
@@ -154,8 +169,11 @@ class Runner:
     def feed(self, jobs: Sequence[Claimed], sent_ms: int) -> None:
         """Take over jobs of a claim that was sent at `sent_ms`; they start as slots get free."""
         received_ms = self._clock.boot_ms()
-        self._ready.extend([(received_ms, sent_ms, job) for job in jobs])
+        first = self._marks.claimed(jobs) if self._marks is not None else 0
+        self._ready.extend([(received_ms, sent_ms, job, number) for number, job in enumerate(jobs, first)])
         self._quiet.clear()
+        if self.on_work is not None:
+            self.on_work()
         self._wake_slot()
         if not self.free_slots:
             self._watch_stuck()
@@ -190,200 +208,158 @@ class Runner:
     async def _slot(self) -> None:
         slot = asyncio.current_task()
         assert slot is not None
-        boot_ms = self._clock.boot_ms
-        slice_end_ms = boot_ms() + _SLICE_MS
+        lease, boot_ns = self._lease, self._clock.boot_ns
+        slice_end_ns = boot_ns() + _SLICE_NS
         while not self._stopped:
             if not self._ready or self._draining:
                 self._tell_quiet()
                 self._tell_room()
+                self._observer.count()
+                CURRENT_JOB.set(None)
                 waiter = self._loop.create_future()
                 self._idle.append(waiter)
                 await waiter
-                slice_end_ms = boot_ms() + _SLICE_MS
+                slice_end_ns = boot_ns() + _SLICE_NS
                 continue
-            if not self._lease.fresh() and not await self._renewed():
+            now_ns = boot_ns()  # anew for each: telling of the end of the one before may have taken any time
+            if now_ns >= slice_end_ns:
+                self._tell_room()
+                self._observer.count()
+                await asyncio.sleep(0)
+                slice_end_ns = boot_ns() + _SLICE_NS
                 continue
-            if not self._ready or self._draining:
+            if now_ns >= lease.fresh_until_ns and not lease.fresh():
+                CURRENT_JOB.set(None)  # what the store's driver says now is about no job
+                await self._renew()
                 continue
-            received_ms, ours_ms, job = self._ready.popleft()
-            if ours_ms < self._lease.unbroken_since_ms:
+            received_ms, ours_ms, job, number = self._ready.popleft()
+            if ours_ms < lease.unbroken_since_ms:
                 log.warning("job %s is dropped unstarted: the lease ran out since it was claimed", job.id)
+                self._forget((number,))
                 continue
-            if await self._run(job, received_ms, slot):
+            rest = self._run(job, number, received_ms, slot, now_ns)
+            if rest is not None and not await rest:
                 self._abandoned -= 1
                 return  # this slot was given up while its job would not stop; another took its place
             if slot.cancelling():
                 return  # its handler cancelled the task it runs in, or the loop ends: the next job starts on another
-            if boot_ms() >= slice_end_ms:
-                self._tell_room()
-                await asyncio.sleep(0)
-                slice_end_ms = boot_ms() + _SLICE_MS
 
-    async def _renewed(self) -> bool:
-        """Renew the lease before the next start; answers False when nothing may start yet."""
+    def _forget(self, numbers: Iterable[int]) -> None:
+        """Put down that claimed jobs are not held any more."""
+        if self._marks is not None:
+            self._marks.over(numbers)
+
+    async def _renew(self) -> None:
+        """Renew the lease before the next start, or wait a while if that fails."""
         if not self._lease.live():
             # Somebody else may have these jobs by now: forget them, the store knows better.
-            log.warning("the lease ran out; %d claimed jobs are dropped unstarted", len(self._ready))
+            log.warning("the lease ran out; %s dropped unstarted", quantity(len(self._ready), "claimed job"))
+            self._forget(number for _, _, _, number in self._ready)
             self._ready.clear()
             self._tell_quiet()
-        try:
+        with suppress(PackhorseError):  # the heart has said why
             if self.renew is not None:
                 await self.renew()
-                return self._lease.fresh()
-        except PackhorseError as error:
-            log.warning("cannot renew the lease before a start: %s", error)
+                return
         await asyncio.sleep(_RENEW_PAUSE_S)
-        return False
 
-    async def _run(self, job: Claimed, received_ms: int, slot: asyncio.Task[None]) -> bool:
-        """Run one job to its end; answers True if the run was abandoned meanwhile."""
+    def _run(
+        self, job: Claimed, number: int, received_ms: int, slot: asyncio.Task[None], started_ns: int
+    ) -> Coroutine[Any, Any, bool] | None:
+        """Run a job to its end; if it waits for something, answer what to await for that: see `_run_waiting`."""
         self.started += 1
         if self._to_cancel and job.id in self._to_cancel:
             self._to_cancel.discard(job.id)
-            self._finish(job, None, outcomes.cancelled("asked to stop before it started"), None)
-            return False
+            outcome = outcomes.cancelled("asked to stop before it started")
+            self._ending.finish(job, number, None, outcome, None, started_ns)
+            return None
         handler = self._handlers.get(job.type)
         if handler is None:
-            self._finish(job, None, outcomes.unknown(job.type), None)
-            return False
+            self._ending.finish(job, number, None, outcomes.unknown(job.type), None, started_ns)
+            return None
+        marks = self._marks
+        if marks is not None:  # before any code of the app's runs, and that of its types is first
+            marks.states[number % KEPT] = BEGAN
         try:
             kwargs = handler.read(job.payload)
-        except InvalidPayload as error:
-            self._finish(job, handler, outcomes.unreadable(error), None)
-            return False
+        except InvalidPayload as refusal:
+            self._ending.finish(job, number, handler, outcomes.unreadable(refusal), None, started_ns)
+            return None
+        error: BaseException | None = None
         ctx: Context | None = None
-        context = self.base.copy()
+        CURRENT_JOB.set(job)  # of this slot; the job's own context begins as a copy of that
+        context = contextvars.copy_context()
+        spans = self._spans
+        if spans is not None and (job.meta is not None or job.id[-12:] < spans.below):
+            spans.begin(job, context)
         if self._on_step is not None:
             self._on_step(job.timeout_ms)
         self._stepping += 1
         try:
             if handler.needs_context:
                 ctx = new_context(self._app, job, self.state, self.reach)
+                if handler.begins_elsewhere and marks is not None:
+                    ctx.mark = Mark(marks, number)
                 coroutine = handler.start(kwargs, ctx)
             else:
                 coroutine = handler.start_plain(**kwargs)
             waiting = context.run(coroutine.send, None)
         except StopIteration as stop:
             outcome = outcomes.SUCCEEDED if stop.value is None else outcomes.from_result(stop.value)
-        except BaseException as error:  # whatever a handler raises is about its job, SystemExit too
-            outcome = outcomes.from_exception(error, handler.task.fail_on)
+        except BaseException as raised:  # whatever a handler raises is about its job, SystemExit too
+            error, outcome = raised, outcomes.from_exception(raised, handler.task.fail_on)
         else:
             self._stepping -= 1
             end_copy(self._forks)
-            return await self._run_waiting(
-                Run(job, handler, ctx, slot), received_ms, Resumed(coroutine, context, waiting, self._forks)
-            )
+            run = Run(job, number, handler, ctx, slot, received_ms, started_ns)
+            return self._run_waiting(run, Resumed(coroutine, context, waiting, self._forks))
         self._stepping -= 1
         end_copy(self._forks)
-        self._finish(job, handler, outcome, ctx)
-        return False
+        self._ending.finish(job, number, handler, outcome, ctx, started_ns, error)
+        return None
 
-    async def _run_waiting(self, run: Run, received_ms: int, rest: Resumed) -> bool:
+    async def _run_waiting(self, run: Run, rest: Resumed) -> bool:
+        """Run the rest of a job that waits; answers False if it was given up meanwhile, and its slot with it."""
         job = run.job
-        run.received_ms = received_ms
         self._runs[run] = None
-        self._start_timer(run)
+        self._stopping.start_timer(run)
         if run.ctx is not None:
-            run.ctx.on_restart(lambda: self._start_timer(run))
+            run.ctx.on_restart(lambda: self._stopping.start_timer(run))
         self._wake_slot()
         self._tell_room()
         self._watch_stuck()
+        error: BaseException | None = None
         try:
             value = await rest
-        except BaseException as error:  # whatever a handler raises is about its job, SystemExit too
-            outcome = self._stopped_outcome(run, error)
+        except BaseException as raised:  # whatever a handler raises is about its job, SystemExit too
+            error, outcome = raised, run.raised(raised)
         else:
-            outcome = outcomes.timed_out(job.timeout_ms) if run.reason == "timeout" else outcomes.from_result(value)
+            outcome = run.returned(value)
         end_copy(self._forks)
         if run.timer is not None:
             run.timer.cancel()
         if run.reason is not None:
             run.slot.uncancel()
         if run.abandoned:
-            return True
+            return False
         self._runs.pop(run, None)
         self.stuck = False
         if outcome is not None:
-            self._finish(job, run.handler, outcome, run.ctx)
+            self._ending.finish(job, run.number, run.handler, outcome, run.ctx, run.started_ns, error)
         else:
-            self.ended += 1
+            self._ending.lose(job)
+            self._forget((run.number,))
         self._tell_quiet()
         self._tell_room()
-        return False
+        return True
 
-    def _stopped_outcome(self, run: Run, error: BaseException) -> Outcome | None:
-        """Turn the exception that ended a waiting run into an outcome; None: not ours to settle any more."""
-        match run.reason:
-            case "lost":
-                return None
-            case "timeout":
-                return outcomes.timed_out(run.job.timeout_ms)
-        if isinstance(error, asyncio.CancelledError):
-            match run.reason:
-                case "cancel":
-                    return outcomes.cancelled()
-                case "shutdown":
-                    return outcomes.RELEASED
-        return outcomes.from_exception(error, run.handler.task.fail_on)
-
-    def _finish(self, job: Claimed, handler: Handler | None, outcome: Outcome, ctx: Context | None) -> None:
-        self.ended += 1
-        follow_ups: tuple[JobSpec, ...] = tuple(ctx.follow_ups) if ctx is not None and ctx.follow_ups else ()
-        submit = self._settler.submit
-        if ctx is not None and ctx.settled:  # in a transaction of its own: this counts only if that was not committed
-            submit = self._settler.check
-            outcome = outcomes.NOT_COMMITTED if outcome.kind is Kind.SUCCEEDED else outcome
-        if outcome.kind is Kind.SUCCEEDED:
-            settlement = Settlement(
-                id=job.id, token=job.token, state=State.SUCCEEDED, result=outcome.result, follow_ups=follow_ups
-            )
-            self.parked_last = False
-        else:
-            self.parked_last = outcome.kind is Kind.UNKNOWN
-            backoff = handler.task.backoff if handler is not None else _NO_BACKOFF
-            settlement = decide(job, outcome, backoff, self._chance, self._clock.now_ms(), self._options.park_ms)
-        submit(settlement)
-
-    def _tell_quiet(self) -> None:
-        if not self.holding:
-            self._quiet.set()
-
-    # ---- stopping runs ---------------------------------------------------------------------------------
-
-    def _start_timer(self, run: Run) -> None:
-        """Count a run's time-out from now, unless it is held."""
-        if run.reason is None and run.job.timeout_ms > 0:
-            if run.timer is not None:
-                run.timer.cancel()
-            if run.ctx is not None and run.ctx.timeout_held:
-                return
-            run.timer = self._loop.call_later(run.job.timeout_ms / 1000, self._stop_run, run, "timeout")
-
-    def _stop_run(self, run: Run, reason: str) -> None:
-        """Tell a run to stop; if it does not within the grace time, take its slot back."""
-        if run.reason is not None:
-            return
-        run.reason = reason
-        if run.timer is not None:
-            run.timer.cancel()
-        if run.ctx is not None:
-            run.ctx.ask_to_stop()
-        run.slot.cancel()
-        run.timer = self._loop.call_later(self._options.stop_grace_ms / 1000, self._abandon, run)
-
-    def _abandon(self, run: Run) -> None:
-        """Give up on a run that ignores its stop: settle it, free its slot, let this process be replaced."""
-        run.abandoned = True
+    def _gave_up(self, run: Run) -> None:
+        """Free the slot of a run that would not stop, and let this process be replaced."""
         self._abandoned += 1
-        job = run.job
         self._runs.pop(run, None)
         self.stuck = False
-        how = f"and ignored its stop for {self._options.stop_grace_ms / 1000:g} s"
-        if run.reason == "cancel":
-            self._finish(job, run.handler, outcomes.cancelled(f"asked to stop, {how}"), None)
-        elif run.reason == "timeout":
-            self._finish(job, run.handler, outcomes.timed_out(job.timeout_ms, how), None)
-        elif run.reason == "shutdown":
+        job = run.job
+        if run.reason == "shutdown":
             # The lease lapses with the worker: the attempt was spent. Until then the job is ours, not an orphan.
             self._left_running.add((job.id, job.token))
         self._wake_slot()
@@ -391,6 +367,8 @@ class Runner:
         self._tell_room()
         if self._on_tainted is not None:
             self._on_tainted(f"job {job.id} ({job.type}) could not be stopped")
+
+    # ---- what was claimed ahead, and what a heartbeat says ---------------------------------------------
 
     def _watch_stuck(self) -> None:
         if self._ready and self._stuck_timer is None:
@@ -413,55 +391,52 @@ class Runner:
         for run in list(self._runs):
             job = run.job
             if job.id in cancel and held.get(job.id) == job.token:
-                self._stop_run(run, "cancel")
+                self._stopping.stop(run, "cancel")
             elif run.received_ms < sent_ms and held.get(job.id) != job.token:
-                if run.ctx is not None and run.ctx.settled:
+                if run.settled:
                     continue  # by itself, in a transaction that is committed
-                log.warning("job %s was lost to another claim; its run is stopped", job.id)
-                self._stop_run(run, "lost")
+                log.warning(
+                    "job %s was lost to another claim; its run is stopped",
+                    job.id,
+                    extra={"job_id": job.id, "job_type": job.type, "queue": job.queue, "attempt": job.attempt},
+                )
+                self._stopping.stop(run, "lost")
         if self._ready:
             kept = []
-            for received_ms, ours_ms, job in self._ready:
+            for received_ms, ours_ms, job, number in self._ready:
                 if held.get(job.id) == job.token:
-                    kept.append((received_ms, max(ours_ms, sent_ms), job))
+                    kept.append((received_ms, max(ours_ms, sent_ms), job, number))
                 elif received_ms >= sent_ms:  # its claim may have been done after this heartbeat
-                    kept.append((received_ms, ours_ms, job))
+                    kept.append((received_ms, ours_ms, job, number))
             if len(kept) < len(self._ready):
-                log.warning("%d claimed jobs were lost before they started", len(self._ready) - len(kept))
+                log.warning("%s lost before they started", quantity(len(self._ready) - len(kept), "claimed job"))
+                numbers = {number for _, _, _, number in kept}
+                self._forget(number for _, _, _, number in self._ready if number not in numbers)
                 self._ready = deque(kept)
-        self._to_cancel = {job.id for _, _, job in self._ready if job.id in cancel} if cancel else set()
+        self._to_cancel = {job.id for _, _, job, _ in self._ready if job.id in cancel} if cancel else set()
         self._tell_quiet()
+
+    def runs(self) -> list[Run]:
+        """Answer the runs that wait for something. From any thread."""
+        return list(self._runs)
 
     def known(self) -> set[tuple[str, str]]:
         """Answer the jobs and tokens that were fed here and have not ended."""
-        held = {(job.id, job.token) for _, _, job in self._ready} | {(run.job.id, run.job.token) for run in self._runs}
+        held = {(job.id, job.token) for _, _, job, _ in self._ready} | {
+            (run.job.id, run.job.token) for run in self._runs
+        }
         return held | self._left_running
 
-    # ---- notes, and the end ----------------------------------------------------------------------------
-
-    @property
-    def has_notes(self) -> bool:
-        """Whether a run has progress to tell."""
-        return any(run.ctx is not None and run.ctx.has_note for run in self._runs)
-
-    def take_notes(self, count_max: int) -> list[Note]:
-        """Take the progress that runs have to tell, of at most `count_max` runs."""
-        runs = [run for run in self._runs if run.ctx is not None and run.ctx.has_note]
-        notes = [run.ctx.take_note() for run in runs[:count_max] if run.ctx is not None]
-        return [note for note in notes if note is not None]
-
-    def keep_notes(self, notes: Sequence[Note]) -> None:
-        """Take back notes that could not be told, unless there is newer progress."""
-        untold = {(note.id, note.token): note for note in notes}
-        for run in self._runs:
-            note = untold.get((run.job.id, run.job.token))
-            if note is not None and run.ctx is not None and not run.ctx.has_note and not run.ctx.settled:
-                run.ctx.keep_note(note)
+    def in_transaction(self) -> set[str]:
+        """Answer the tokens of runs that settle their job in a transaction of theirs, which may be open yet."""
+        return {run.job.token for run in self._runs if run.settled}
 
     def longest_timeout_ms(self) -> int:
         """Answer the longest time-out of the jobs that run now; 0 when one has none."""
         timeouts = [run.job.timeout_ms for run in self._runs]
         return 0 if not all(timeouts) else max(timeouts, default=1)
+
+    # ---- the end ---------------------------------------------------------------------------------------
 
     def stop_starting(self) -> None:
         """Start nothing from now on, whatever is fed: it is to be released."""
@@ -471,8 +446,8 @@ class Runner:
         """Give back what was claimed and not started; it costs no attempt."""
         count = len(self._ready)
         while self._ready:
-            _, _, job = self._ready.popleft()
-            self._settler.submit(decide(job, outcomes.RELEASED, _NO_BACKOFF, self._chance, 0))
+            _, _, job, number = self._ready.popleft()
+            self._ending.release(job, number)
         self._tell_quiet()
         return count
 
@@ -489,7 +464,7 @@ class Runner:
     def stop_all(self, reason: str) -> None:
         """Tell every run to stop."""
         for run in list(self._runs):
-            self._stop_run(run, reason)
+            self._stopping.stop(run, reason)
 
     def close(self) -> None:
         """End the slots."""

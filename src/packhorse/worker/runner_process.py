@@ -1,7 +1,7 @@
 """A runner process: loads the app, runs an engine on one event loop, listens to its keeper.
 
-Started by the keeper as `python -m packhorse.worker.runner_process SOCKET_FD PAGE_FD`. When the keeper is gone it
-finishes what runs, renewing its lease itself, and ends.
+Started by the keeper as `python -m packhorse.worker.runner_process SOCKET_FD PAGE_FD INSPECTION_FD`. When the
+keeper is gone it finishes what runs, renewing its lease itself, and ends.
 """
 
 from __future__ import annotations
@@ -12,20 +12,30 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
+import warnings
 from contextlib import suppress
 
 import msgspec
 
 from ..app import Packhorse
 from ..backends.base import Backend
-from ..backends.opening import in_namespace, redact
+from ..backends.opening import redact, secrets_of, store_url
 from ..chance import CHANCE
 from ..errors import ConfigurationError, PackhorseError, Unavailable
-from ..observe.logs import configure
+from ..event_loop import new_event_loop
+from ..observe import interrupts
+from ..observe.logs import configure, hide, take_root
+from ..observe.outage import Outage
+from ..observe.tracing import WORKER_SERVICE
+from ..settings import SettingsWarning, load
+from . import dumping
+from .admission import check_admitted
 from .engine import Engine
-from .importing import import_app
-from .link import Beat, Broken, Exhausted, Hurry, Link, Ready, Setup, Stop, Tainted
+from .importing import import_app, own_traceback
+from .inspector import Inspector, RunnerView, handlers_of
+from .link import Beat, Broken, Counted, Exhausted, Hurry, Lapsed, Link, Ready, Setup, Stop, Tainted, Told
 from .local import worker_info
 from .options import WorkerOptions
 from .page import Page
@@ -33,6 +43,10 @@ from .page import Page
 log = logging.getLogger("packhorse.worker")
 
 PULSE_MS = 200
+#: The keeper is told this often what was counted; what a process that is killed counted since then is lost.
+COUNTED_MS = 1_000
+#: How long the end of a runner waits for its last spans to be sent, s: within what its keeper allows for.
+_FLUSH_S = 1.5
 #: Between two attempts to reach a store that is away at the start: from, to.
 _REACH_S_MIN, _REACH_S_MAX = 0.2, 3.0
 
@@ -40,9 +54,10 @@ _REACH_S_MIN, _REACH_S_MAX = 0.2, 3.0
 class RunnerProcess:
     """One engine under a keeper."""
 
-    def __init__(self, link: Link, page: Page) -> None:
+    def __init__(self, link: Link, page: Page, inspection: socket.socket) -> None:
         self.link = link
         self.page = page
+        self.inspection = inspection
         self.grace_ms: int | None = None
         self._stop = asyncio.Event()
         self._engine: Engine | None = None
@@ -59,13 +74,14 @@ class RunnerProcess:
             engine = await self._start(setup)
         except Exception as error:  # the app is user code: importing it may raise anything
             if not isinstance(error, PackhorseError):
-                traceback.print_exc()
+                traceback.print_exception(type(error), error, own_traceback(error))
             self.link.send(Broken(f"{type(error).__name__}: {error}"[:2_000]))
             await self.link.flush()
             return
         if engine is None:
             return
         helpers += [loop.create_task(self._pulse(engine)), loop.create_task(_end_if_broken(engine))]
+        helpers.append(loop.create_task(self._tell_counted(engine)))
         if engine.options.burst:
             helpers.append(loop.create_task(self._tell_exhausted(engine)))
         await self._stop.wait()
@@ -73,15 +89,22 @@ class RunnerProcess:
         for helper in helpers:
             helper.cancel()
         await engine.app.aclose()
+        if (tracing := engine.app.tracing()) is not None:
+            await tracing.aflush(_FLUSH_S)
+        self.link.send(Counted(engine.app.meters.rises()))
 
     async def _start(self, setup: Setup) -> Engine | None:
         """Load the app and start its engine; None if the keeper said stop before the store could be reached."""
         app: Packhorse = import_app(setup.app)
+        take_root(setup.log_level)
         if setup.url is not None:
             app.settings = msgspec.structs.replace(app.settings, url=setup.url)
         _warn_of_another_url(app.settings.url, setup.url)
+        _warn_of_metrics_in_code(app.settings.metrics)
+        hide(secrets_of(store_url(app.settings)) | ({app.settings.token} if app.settings.token else set()))
         options = WorkerOptions.of(app.settings, **setup.overrides)
-        backend = await self._reach(app)
+        app.tracing(WORKER_SERVICE)  # that it cannot be had is said at once
+        backend = await self._reach(app, options, setup.worker)
         if backend is None:
             return None
         if not backend.capabilities.shared:
@@ -101,23 +124,36 @@ class RunnerProcess:
             renewed_elsewhere=lambda: self.page.renewed_ms,
             on_tainted=lambda reason: self.link.send(Tainted(reason)),
             on_step=self.page.allow,
+            marks=self.page.marks,
         )
         engine.executors.app_path = setup.app
+        engine.executors.log_form = (setup.log_level, setup.log_format)
+        view = RunnerView(engine, asyncio.get_running_loop(), threading.get_ident())
+        Inspector(self.inspection, view).start(handlers_of(engine))
         self._mark(engine)
         self.link.send(
-            Ready(url=in_namespace(app.settings.url, app.settings.namespace), options=options, types=info.types)
+            Ready(
+                url=store_url(app.settings),
+                options=options,
+                types=info.types,
+                failure_hooks=engine.failures is not None,
+            )
         )
         await engine.start()
         return engine
 
-    async def _reach(self, app: Packhorse) -> Backend | None:
-        """Open the store. A server that is away when we start is waited for: it is often started beside us."""
+    async def _reach(self, app: Packhorse, options: WorkerOptions, worker: str) -> Backend | None:
+        """Open the store, if it lets us work. One that is away is waited for: it is often started beside us."""
+        outage = Outage(log, app.clock, "reach the store")
         pause_s = _REACH_S_MIN
         while not self._stop.is_set():
             try:
-                return await app.backend()
+                backend = await app.backend()
+                await check_admitted(backend, options, worker)
+                outage.over()
+                return backend
             except Unavailable as error:
-                log.warning("cannot reach the store yet, trying again: %s", error)
+                outage.failed(error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(CHANCE.uniform(pause_s / 2, pause_s)):
                     await self._stop.wait()
@@ -128,6 +164,7 @@ class RunnerProcess:
         page = self.page
         page.pulse_ms = engine.app.clock.boot_ms()
         page.holding = engine.runner.holding
+        page.busy = engine.runner.busy
         page.ended = engine.runner.ended
         page.allowed_ms = engine.runner.longest_timeout_ms()
 
@@ -136,9 +173,23 @@ class RunnerProcess:
             self._mark(engine)
             await asyncio.sleep(PULSE_MS / 1000)
 
+    async def _tell_counted(self, engine: Engine) -> None:
+        while True:
+            await asyncio.sleep(COUNTED_MS / 1000)
+            await self.link.flush()  # a keeper that does not read is told later, and all at once
+            engine.gauge()
+            if rises := engine.app.meters.rises():
+                self.link.send(Counted(rises))
+
     async def _tell_exhausted(self, engine: Engine) -> None:
         await engine.exhausted()
         self.link.send(Exhausted())
+
+    def _tell_lapsed(self, lapsed: Lapsed) -> None:
+        """Tell the failure hooks what a dead runner held, and the keeper when they know."""
+        if self._engine is not None and self._engine.failures is not None:
+            told = Told(lapsed.number)
+            self._engine.failures.lapsed(lapsed.attempts, lapsed.worker, lambda: self.link.send(told))
 
     async def _listen(self) -> None:
         while True:
@@ -146,6 +197,8 @@ class RunnerProcess:
                 case Beat(sent_ms=sent_ms, held=held, cancel=cancel):
                     if self._engine is not None:
                         self._engine.apply_pulse(held, frozenset(cancel), sent_ms)
+                case Lapsed() as lapsed:
+                    self._tell_lapsed(lapsed)
                 case Stop(grace_ms=grace_ms):
                     self.grace_ms = grace_ms
                     self._stop.set()
@@ -175,15 +228,24 @@ def _warn_of_another_url(url: str, asked: str | None) -> None:
         )
 
 
+def _warn_of_metrics_in_code(address: str | None) -> None:
+    """Say so where the app's code names an address for metrics: the keeper, who would answer there, never reads it."""
+    if address is not None and load().metrics != address:
+        log.warning(
+            "metrics=%r in the app's code is not used; start the worker with --metrics, or set PACKHORSE_METRICS",
+            address,
+        )
+
+
 async def _end_if_broken(engine: Engine) -> None:
     await engine.broken.wait()
     os._exit(70)  # EX_SOFTWARE of sysexits.h; the keeper gives back what this runner holds and starts another
 
 
-async def _main(end: socket.socket, page: Page) -> None:
+async def _main(end: socket.socket, page: Page, inspection: socket.socket) -> None:
     link = await Link.over(end)
     try:
-        await RunnerProcess(link, page).run()
+        await RunnerProcess(link, page, inspection).run()
     finally:
         await link.flush()
 
@@ -193,24 +255,20 @@ def main() -> None:
     # The keeper decides when to stop; Ctrl+C in a terminal reaches the keeper alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.simplefilter("ignore", SettingsWarning)  # said once, by the command
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # sys.path holds text
     end = socket.socket(fileno=int(sys.argv[1]))
     page = Page(int(sys.argv[2]))
+    inspection = socket.socket(fileno=int(sys.argv[3]))
+    inspection.set_inheritable(False)
+    dumping.accept(page)
+    interrupts.accept()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_main(end, page))
+        runner.run(_main(end, page, inspection))
         sys.stdout.flush()
         sys.stderr.flush()
         # Not sys.exit: a thread with a handler that cannot be stopped would be waited for.
         os._exit(0)
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Make the fastest event loop there is here."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 
 from ..backends.base import BATCH_MAX, Backend, Bound, Note
 from ..chance import Chance
-from ..errors import LeaseLost, PackhorseError, Refused
+from ..clock import Clock
+from ..errors import Forbidden, LeaseLost, PackhorseError, Refused
 from ..job import JobRecord
+from ..observe.outage import Outage
 from .heart import Heart
 
 log = logging.getLogger("packhorse.steps")
@@ -32,9 +34,10 @@ _LOOK_S = 0.5
 class StepKeeper:
     """Group commit for the steps of all runs of a worker."""
 
-    def __init__(self, heart: Heart, chance: Chance) -> None:
+    def __init__(self, heart: Heart, chance: Chance, clock: Clock) -> None:
         self._heart = heart
         self._chance = chance
+        self._outage = Outage(log, clock, "keep steps")
         self._waiting: deque[tuple[Note, asyncio.Future[None]]] = deque()
         self._flushing: asyncio.Task[None] | None = None
 
@@ -66,15 +69,16 @@ class StepKeeper:
                 batch = self._take(1 if singly else BATCH_MAX)
                 try:
                     await self._send(batch)
-                except Refused as error:
-                    if len(batch) == 1:
-                        _fail(batch, error)
-                    else:  # one of them is the reason
-                        singly = len(batch)
-                        self._waiting.extendleft(reversed(batch))
                 except PackhorseError as error:
-                    log.warning("cannot keep %d steps, trying again: %s", len(batch), error)
+                    is_final = isinstance(error, Refused) and not isinstance(error, Forbidden)
+                    if is_final and len(batch) == 1:
+                        _fail(batch, error)
+                        continue
                     self._waiting.extendleft(reversed(batch))
+                    if is_final:  # one of them is the reason
+                        singly = len(batch)
+                        continue
+                    self._outage.failed(error)
                     await asyncio.sleep(self._chance.uniform(0, pause_s))
                     pause_s = min(pause_s * 2, _PAUSE_S_MAX)
                 except Exception as error:  # a backend that breaks its contract: the runs hear of it
@@ -83,6 +87,7 @@ class StepKeeper:
                     self._waiting.extendleft(reversed(batch))
                     raise
                 else:
+                    self._outage.over()
                     singly, pause_s = max(0, singly - 1), _PAUSE_S_MIN
         finally:
             self._flushing = None

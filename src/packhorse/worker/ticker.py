@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ..backends.base import BATCH_MAX, DUE_TOPIC, SCHEDULES_A_TICK, Backend, Firing, Keep, Schedule, Ticked
+from ..backends.base import BATCH_MAX, DUE_TOPIC, SCHEDULES_A_TICK, Backend, Firing, Keep, Lapse, Schedule, Ticked
 from ..chance import Chance
 from ..clock import Clock
 from ..errors import PackhorseError
+from ..observe.outage import Outage
 from ..schedule import plan
+from ..wording import quantity
+from .lapses import LEASE_OVER, say_lapses
 
 log = logging.getLogger("packhorse.ticker")
 
@@ -29,13 +32,25 @@ _BROKEN_KEPT_MAX = 10_000
 
 
 class Ticker:
-    """Ticks. Any number of workers do; each tick is idempotent."""
+    """Ticks. Any number of workers do; each tick is idempotent.
 
-    def __init__(self, backend: Backend, keep: Keep, chance: Chance, clock: Clock) -> None:
+    What its ticks take from lost workers, it says in the log and gives to `on_lapses`: nobody else hears of it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        keep: Keep,
+        chance: Chance,
+        clock: Clock,
+        on_lapses: Callable[[Sequence[Lapse]], None] | None = None,
+    ) -> None:
         self._backend = backend
+        self._on_lapses = on_lapses
         self._keep = keep
         self._chance = chance
         self._clock = clock
+        self._outage = Outage(log, clock, "tick")
         self._broken: dict[str, int] = {}  # schedules that cannot be planned here: name → revision
 
     async def run(self) -> None:
@@ -45,20 +60,25 @@ class Ticker:
                 with self._backend.watch([DUE_TOPIC]) as bell:
                     while True:
                         gap_ms = await self.tick()
+                        self._outage.over()
                         started_ms = self._clock.boot_ms()
                         await bell.wait(gap_ms)
                         rest_ms = min(_GAP_MS_MIN, gap_ms) - (self._clock.boot_ms() - started_ms)
                         if rest_ms > 0:
                             await asyncio.sleep(rest_ms / 1000)
             except PackhorseError as error:
-                log.warning("cannot tick, trying again: %s", error)
+                self._outage.failed(error)
                 await asyncio.sleep(self._chance.uniform(0.1, 1.0))
 
     async def tick(self) -> int:
         """Tick once; answers after how many ms the next is wanted."""
         ticked = await self._backend.tick(BATCH_MAX, self._keep)
         if ticked.lapsed:
-            log.warning("%d jobs whose worker was lost are made good", ticked.lapsed)
+            lapsed = quantity(ticked.lapsed, "job whose worker was lost is", "jobs whose worker was lost are")
+            log.warning("%s made good", lapsed)
+            say_lapses(ticked.lapses, LEASE_OVER)
+            if self._on_lapses is not None:
+                self._on_lapses(ticked.lapses)
         fired = await self._fire(ticked)
         if max(ticked.promoted, ticked.lapsed, ticked.dropped, ticked.freed) >= BATCH_MAX:
             return 1

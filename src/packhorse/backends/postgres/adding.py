@@ -50,12 +50,13 @@ WITH facts AS MATERIALIZED (
     ) AS m ({_PLAIN_COLUMNS})
     WHERE f.is_plain
     ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    RETURNING id, state, created_at_ms
 ), heard AS (
     SELECT pg_notify($14::text, $15::text) FROM facts WHERE is_plain AND $15::text IS NOT NULL
 )
 SELECT (SELECT is_plain FROM facts), (SELECT count(*) FROM heard), count(*),
-    CASE WHEN count(*) < cardinality($2::text[]) THEN array_agg(id) END
+    CASE WHEN count(*) < cardinality($2::text[]) THEN array_agg(id) END,
+    CASE WHEN count(*) > 0 THEN packhorse.tell(array_agg(id), array_agg(state), max(created_at_ms)) END
 FROM added
 """
 
@@ -88,7 +89,7 @@ def add_plain(
         for spec in specs
     ]
     sql = store.sql(ADD_PLAIN)
-    [(done, _, count, ids)] = yield Statement(sql, (now_ms, *columns(rows), store.channel, payload), last=True)
+    [(done, _, count, ids, _)] = yield Statement(sql, (now_ms, *columns(rows), store.channel, payload), last=True)
     if not done:
         return None
     if count == len(specs):
@@ -282,17 +283,20 @@ def _end_at_once(tx: Tx, new: Iterable[New], ended: Mapping[str, Parent]) -> Scr
 # ---- rows --------------------------------------------------------------------------------------------------
 
 INSERT = """
-INSERT INTO packhorse.jobs (
-    created_at_ms, id, type, queue, state, rank, due_at_ms, priority, max_attempts, timeout_ms, payload, lane, key,
-        tags,
-    meta, unique_key, unique_for_ms, unique_states, workflow, schedule, slot_at_ms, parents, after_failed, node
+WITH stored AS (
+    INSERT INTO packhorse.jobs (
+        created_at_ms, id, type, queue, state, rank, due_at_ms, priority, max_attempts, timeout_ms, payload, lane, key,
+        tags, meta, unique_key, unique_for_ms, unique_states, workflow, schedule, slot_at_ms, parents, after_failed,
+        node
+    )
+    SELECT $1::bigint, * FROM unnest(
+        $2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::bigint[], $8::smallint[], $9::integer[],
+        $10::bigint[], $11::bytea[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bigint[],
+        $18::smallint[], $19::text[], $20::text[], $21::bigint[], $22::integer[], $23::smallint[], $24::text[]
+    )
+    ON CONFLICT (id) DO NOTHING RETURNING id, state
 )
-SELECT $1::bigint, * FROM unnest(
-    $2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::bigint[], $8::smallint[], $9::integer[],
-    $10::bigint[], $11::bytea[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bigint[],
-    $18::smallint[], $19::text[], $20::text[], $21::bigint[], $22::integer[], $23::smallint[], $24::text[]
-)
-ON CONFLICT (id) DO NOTHING RETURNING 1
+SELECT count(*), CASE WHEN count(*) > 0 THEN packhorse.tell(array_agg(id), array_agg(state), $1::bigint) END FROM stored
 """
 
 
@@ -345,6 +349,6 @@ def _insert(tx: Tx, specs: Sequence[JobSpec]) -> Script[None]:
                 spec.node,
             )
         )
-    stored = yield from tx.ask(INSERT, now_ms, *columns(rows))
-    if len(stored) < len(rows):
+    [(stored, _)] = yield from tx.ask(INSERT, now_ms, *columns(rows))
+    if stored < len(rows):
         raise Again

@@ -19,9 +19,11 @@ from ..base import (
     Backend,
     Bound,
     Capabilities,
+    Changes,
     Enqueued,
     Firing,
     Keep,
+    Lapse,
     Limit,
     Note,
     Page,
@@ -51,6 +53,7 @@ from ..base import (
 from ..bells import Bell
 from . import adding, arriving, binding, claiming, departing, keeping, limit_rows, looking, moving, schedules, steering
 from .connection import Connection, connect, is_lock_wait, parse_url
+from .following import Following
 from .grouping import ALONE, Grouping
 from .pool import Pool
 from .schema import check_schema, establish, migrate
@@ -63,6 +66,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 log = logging.getLogger("packhorse.postgres")
+
+#: Jobs of a worker that retires may be locked: for a moment, by a heartbeat of its own that keeps a step; or by
+#: somebody's open transaction, for which nobody waits: a later tick takes them.
+_RETIRE_AGAIN = 10
+_RETIRE_PAUSE_S = 0.01
 
 
 class PostgresBackend(Backend):
@@ -80,6 +88,7 @@ class PostgresBackend(Backend):
         steps=True,
         bind=True,
         transfer=True,
+        changes=True,
     )
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -88,9 +97,11 @@ class PostgresBackend(Backend):
         first_token = int(secret_hex(8), 16) >> 2  # 62 bits that nobody else starts from, then counted up
         self._wake: Wake
         self._store = Store(self.location.schema, first_token, self._payload)
+        self.rate_limited = self._store.rate_limited.counts
         self._wake = Wake(self._store.channel, self._connect, self._notify)
         self._bound = Store(self.location.schema, first_token, write_payload)
         self._pool = Pool(self.location)
+        self._following = Following(self._store, self._pool.start, self._now_ms)
         self._grouping = Grouping(self._add_plain)
         self._home: binding.Home | None = None
         self._known = binding.Known()
@@ -261,8 +272,15 @@ class PostgresBackend(Backend):
         beat, now_ms = keeping.Beat(worker, lease_ms, tuple(notes)), self._now_ms()
         return await self._pool.start(lambda: keeping.heartbeat(self._store, now_ms, beat), urgent=True)
 
-    async def retire(self, worker: str, reason: str) -> int:
-        return await self._run(lambda tx: keeping.retire(tx, worker, reason), urgent=True)
+    async def retire(self, worker: str, reason: str) -> list[Lapse]:
+        lapses, left = await self._run(lambda tx: keeping.retire(tx, worker, reason), urgent=True)
+        for _ in range(_RETIRE_AGAIN):
+            if not left:
+                break
+            await asyncio.sleep(_RETIRE_PAUSE_S)
+            more, left = await self._run(lambda tx: keeping.retire(tx, worker, reason), urgent=True)
+            lapses += more
+        return lapses
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
         check_limit(limit)
@@ -271,11 +289,11 @@ class PostgresBackend(Backend):
         self._wake.ring(probed.topics, told=False)
         if probed.ticked is not None:
             return probed.ticked
-        done: dict[str, int] = {}
+        done: keeping.Moved = {}
         for name, part in keeping.PARTS.items():
             if name in probed.todo:
                 try:
-                    done[name] = await self._run(lambda tx, part=part: part(tx, tick))  # type: ignore[misc]
+                    done |= await self._run(lambda tx, part=part: part(tx, tick))  # type: ignore[misc]
                 except Unavailable as error:
                     if not is_lock_wait(error):
                         raise
@@ -341,6 +359,9 @@ class PostgresBackend(Backend):
     async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
         check_limit(limit)
         return await self._run(lambda tx: looking.workflows(tx, limit, before))
+
+    async def changes(self, cursor: str | None = None) -> Changes:
+        return await self._following.changes(cursor)
 
     async def workers(self) -> list[WorkerInfo]:
         return await self._run(looking.workers)

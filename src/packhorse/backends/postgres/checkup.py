@@ -6,7 +6,7 @@ from typing import Any
 
 from ...chance import secret_hex
 from ...clock import Clock
-from ...wording import age
+from ...wording import age, quantity
 from ..checkup import DEAD_WORKER, DURABILITY, Checkup, Finding, Line, clock_finding, good_if
 from .connection import VERSION_MIN, Connection, is_pooled
 
@@ -146,7 +146,7 @@ def _vacuum(settings: dict[str, str], oldest_ms: int, prepared: int, live: int, 
         good_if(
             dead < max(DEAD_ROWS_MIN, live),
             "dead rows",
-            f"{dead:,} beside {live:,} live ones",
+            f"{dead:,} beside {quantity(live, 'live one')}",
             "vacuum does not keep up, or something keeps it from removing them",
             "end old transactions; then VACUUM the tables of our schema",
             warn=True,

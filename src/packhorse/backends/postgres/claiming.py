@@ -91,7 +91,11 @@ WITH facts AS MATERIALIZED (
     )
     ON CONFLICT DO NOTHING
 )
-SELECT f.is_open, t.* FROM facts AS f LEFT JOIN taken AS t ON TRUE
+SELECT f.is_open, t.*, (
+    SELECT CASE WHEN count(*) > 0 THEN packhorse.tell(array_agg(id), '{{{RUNNING}}}', (SELECT now_ms FROM facts)) END
+    FROM taken
+)
+FROM facts AS f LEFT JOIN taken AS t ON TRUE
 """
 
 
@@ -167,10 +171,13 @@ def _place(row: tuple[Any, ...]) -> tuple[int, int]:
 # ---- where there are limits --------------------------------------------------------------------------------
 
 _MARK = f"""
-UPDATE packhorse.jobs AS j
-SET state = {RUNNING}, attempt = j.attempt + 1, worker = $2::bigint, token = $3::bigint, started_at_ms = $4::bigint
-WHERE j.seq = ANY($1::bigint[]) AND {IS_PENDING}
-RETURNING {COLUMNS}
+WITH taken AS (
+    UPDATE packhorse.jobs AS j
+    SET state = {RUNNING}, attempt = j.attempt + 1, worker = $2::bigint, token = $3::bigint, started_at_ms = $4::bigint
+    WHERE j.seq = ANY($1::bigint[]) AND {IS_PENDING}
+    RETURNING {COLUMNS}
+)
+SELECT t.*, (SELECT packhorse.tell(array_agg(id), '{{{RUNNING}}}', $4::bigint) FROM taken) FROM taken AS t
 """
 _LEASE = f"""
 WITH facts AS (SELECT $1::bigint AS now_ms, $2::boolean AS jobs, $3::bigint, $5::bigint),

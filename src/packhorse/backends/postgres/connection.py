@@ -11,7 +11,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import TupleRow
 
-from ...errors import ConfigurationError, InvalidOption, PackhorseError, Unavailable
+from ...errors import ConfigurationError, InvalidOption, PackhorseError, StoreFull, Unavailable
 from ...settings import duration_ms
 from ..opening import redact
 from .packing import use_packing
@@ -228,7 +228,8 @@ def _explain(error: psycopg.Error, code: str, location: Location) -> PackhorseEr
             return ConfigurationError(f"{shown}: the server refused the user or password of the URL ({_safe(error)})")
         if not code and "does not exist" in text:
             return ConfigurationError(f"{shown}: {_safe(error)}; create it, or name another in the URL")
-        return Unavailable(f"{shown} is not available: {_safe(error)}")
+        kind = StoreFull if code == "53100" else Unavailable  # its disk is full
+        return kind(f"{shown} is not available: {_safe(error)}")
     return None
 
 

@@ -1,6 +1,6 @@
 """Jobs that go: what is deleted with them, and how ticks find those that were kept long enough."""
 
-# statements are made of constants of this package; all that comes from outside is a parameter
+# ruff: noqa: S608  # statements are made of constants of this package; all that comes from outside is a parameter
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from .script import Script, Tx
 #: Edges that one tick deletes, and that it looks at, about.
 EDGES_MAX = 20_000
 
-_DROP = """
-WITH gone AS (DELETE FROM packhorse.jobs WHERE seq = ANY($1::bigint[]) RETURNING seq)
-DELETE FROM packhorse.steps WHERE seq IN (SELECT seq FROM gone)
+# Told of is only what was seen: not the rows of jobs that were deleted before, or are in another store.
+_DROP = f"""
+WITH gone AS (
+    DELETE FROM packhorse.jobs WHERE seq = ANY($1::bigint[]) RETURNING seq, id, state
+), rest AS (
+    DELETE FROM packhorse.steps WHERE seq IN (SELECT seq FROM gone)
+)
+SELECT packhorse.tell(array_agg(id), '{{0}}', $2::bigint) FROM gone WHERE state <= {CANCELLED} HAVING count(*) > 0
 """
 _DROP_EDGES = """
 WITH first AS (DELETE FROM packhorse.edges WHERE child = ANY($1::bigint[]))
@@ -35,7 +40,7 @@ def drop(tx: Tx, seqs: Sequence[int]) -> Script[None]:
         return
     wanted = list(seqs)
     yield from keys.free(tx, wanted)
-    yield from tx.ask(_DROP, wanted)
+    yield from tx.ask(_DROP, wanted, tx.now_ms)
     if tx.families:
         yield from tx.ask(_DROP_EDGES, wanted)
         yield from tx.ask(_DROP_REVIVALS, wanted)

@@ -14,6 +14,7 @@ from ..base import (
     DUE_TOPIC,
     SCHEDULES_A_TICK,
     Keep,
+    Lapse,
     Note,
     Pulse,
     Ticked,
@@ -23,7 +24,7 @@ from ..base import (
     queue_topic,
 )
 from ..stored import CODES, PENDING, RUNNING, SCHEDULED, Row, read_token, to_json
-from . import dropping, families, schedules
+from . import dropping, families, following, schedules
 from .claiming import worker_number
 from .limit_rows import ANY_FORGOTTEN, REMEMBER_LANES
 from .placing import LOWEST, MARGIN_MS, columns
@@ -120,40 +121,39 @@ DELETE FROM packhorse.workers WHERE no = $1::bigint
 """
 
 
-def retire(tx: Tx, worker: str, reason: str) -> Script[int]:
-    """Remove a worker and lapse what it holds."""
+def retire(tx: Tx, worker: str, reason: str) -> Script[tuple[list[Lapse], int]]:
+    """Remove a worker and lapse what it holds; answers these jobs, and how many it still holds: they are locked."""
     number = worker_number(worker)
     yield from tx.begin()
     yield from tx.ask(_FORGET_WORKER, number)
     held = yield from tx.ask(HELD, number)
     # In the order of arrival: they take turns anew.
-    lapsed = yield from _lapse(tx, [(row[3], number, int(row[1])) for row in sorted(held, key=_seq_of_held)], reason)
+    lapses = yield from _lapse(tx, [(row[3], number, int(row[1])) for row in sorted(held, key=_seq_of_held)], reason)
     yield from families.serve(tx)
     yield from tx.finish()
-    return lapsed
+    return lapses, len(held) - len(lapses)
 
 
 def _seq_of_held(row: tuple[Any, ...]) -> int:
     return int(row[3])
 
 
-def _lapse(tx: Tx, held: Sequence[tuple[int, int, int]], reason: str) -> Script[int]:
+def _lapse(tx: Tx, held: Sequence[tuple[int, int, int]], reason: str) -> Script[list[Lapse]]:
     """Take jobs (seq, worker, token) from their worker, those that still run under that very token once locked.
 
     Those that somebody's open transaction has locked are left to a later tick.
     """
     rows = yield from load_by_seq(tx, [seq for seq, _, _ in held], only_free=True)
-    lapsed = 0
+    lapses = []
     for seq, worker, token in held:
         row = rows.get(seq)
         if row is not None and (row.state, row.worker, row.token) == (RUNNING, worker, token):
-            _lapse_one(tx, row, reason)
-            lapsed += 1
+            lapses.append(_lapse_one(tx, row, reason))
     yield from save(tx, rows.values())
-    return lapsed
+    return lapses
 
 
-def _lapse_one(tx: Tx, row: Row, reason: str) -> None:
+def _lapse_one(tx: Tx, row: Row, reason: str) -> Lapse:
     row.add_error(JobError(attempt=row.attempt, at_ms=tx.now_ms, kind=LAPSED, message=reason))
     row.let_go()
     tx.lapses = True
@@ -164,6 +164,7 @@ def _lapse_one(tx: Tx, row: Row, reason: str) -> None:
     else:
         row.start_over(0, tx)
         tx.topics.add(queue_topic(row.queue))
+    return row.lapsed_to(state)
 
 
 # ---- tick --------------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ SELECT f.now_ms, {_NEXT_JOB}, {_NEXT_OPENING},
     {dropping.ANY_OLD.replace("$1::bigint", "f.now_ms")},
     (SELECT seq FROM packhorse.jobs WHERE state >= 5 AND children = 1 ORDER BY seq LIMIT 1) IS NOT NULL
     OR EXISTS (SELECT 1 FROM packhorse.revivals),
-    {ANY_FORGOTTEN}
+    {ANY_FORGOTTEN}, {following.IS_OVER.format(now_ms="f.now_ms")}
 FROM facts AS f
 """
 
@@ -257,8 +258,10 @@ def probe(store: Store, now_ms: int | None, tick: Tick) -> Script[Probed]:
     """
     keep = [keep_ms for _, keep_ms in dropping.kept_ms(tick.keep)]
     rows = yield Statement(store.sql(PROBE), (now_ms, *keep), last=True)
-    at_ms, due_at_ms, opens_at_ms, wants_at_ms, floors, dead, old, untold, forgotten = rows[0]
+    at_ms, due_at_ms, opens_at_ms, wants_at_ms, floors, dead, old, untold, forgotten, unread = rows[0]
     topics: set[str] = set()
+    if unread:
+        yield Statement(store.sql(following.FORGET), (at_ms,), last=True)
     if floors:
         yield Statement(store.sql(FLOORS), (at_ms,), last=True)
     if opens_at_ms is not None and opens_at_ms <= at_ms:
@@ -268,7 +271,7 @@ def probe(store: Store, now_ms: int | None, tick: Tick) -> Script[Probed]:
         opens_at_ms = (yield Statement(f"SELECT {store.sql(_NEXT_OPENING)}", (), ahead=(forget,), last=True))[0][0]
     todo = {
         "promoted": due_at_ms is not None and due_at_ms <= at_ms,
-        "lapsed": dead,
+        "lapses": dead,
         "dropped": old or dead,  # what lapses may be kept for no time,
         "freed": untold or dead,  # or have children
     }
@@ -285,9 +288,12 @@ WHERE state = {SCHEDULED} AND due_at_ms <= $1::bigint ORDER BY due_at_ms, seq LI
     FOR NO KEY UPDATE SKIP LOCKED
 """
 _PROMOTE = f"""
-UPDATE packhorse.jobs AS j SET state = {PENDING}, rank = m.rank, lane = m.lane
-FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS m (seq, rank, lane) WHERE j.seq = m.seq AND {IS_SCHEDULED}
-RETURNING 1
+WITH moved AS (
+    UPDATE packhorse.jobs AS j SET state = {PENDING}, rank = m.rank, lane = m.lane
+    FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS m (seq, rank, lane) WHERE j.seq = m.seq AND {IS_SCHEDULED}
+    RETURNING j.id
+)
+SELECT count(*), CASE WHEN count(*) > 0 THEN packhorse.tell(array_agg(id), '{{{PENDING}}}', $4::bigint) END FROM moved
 """
 _OPENED = """
 WITH opened AS MATERIALIZED (
@@ -350,12 +356,16 @@ def _in_ms(now_ms: int, *instants: int | None) -> int | None:
     return max(0, min(known) - now_ms) if known else None
 
 
-def _promote(tx: Tx, tick: Tick) -> Script[int]:
+#: Fields of Ticked, what a part of a tick moved.
+Moved = dict[str, Any]
+
+
+def _promote(tx: Tx, tick: Tick) -> Script[Moved]:
     yield from tx.begin()
     promoted = yield from _promote_due(tx, tick.limit)
     yield from _ring_opened(tx)
     yield from _finish(tx)
-    return promoted
+    return {"promoted": promoted}
 
 
 def _finish(tx: Tx) -> Script[None]:
@@ -371,7 +381,8 @@ def _promote_due(tx: Tx, limit: int) -> Script[int]:
     of = tx.places.of
     places = [(seq, *of(queue, job_type, key, priority, at_ms)) for seq, queue, job_type, key, priority, at_ms in due]
     tx.topics.update(queue_topic(queue) for _, queue, *_ in due)
-    return len((yield from tx.ask(_PROMOTE, *columns(places))))
+    promoted: int = (yield from tx.ask(_PROMOTE, *columns(places), tx.now_ms))[0][0]
+    return promoted
 
 
 def _ring_opened(tx: Tx) -> Script[None]:
@@ -391,48 +402,48 @@ SELECT no FROM packhorse.workers WHERE no = ANY($1::bigint[]) AND no NOT IN (SEL
 """
 
 
-def _lapse_the_dead(tx: Tx, tick: Tick) -> Script[int]:
+def _lapse_the_dead(tx: Tx, tick: Tick) -> Script[Moved]:
     yield from tx.begin()
     workers = [worker for (worker,) in (yield from tx.ask(HOLDERS, tx.now_ms))]
     held: list[tuple[int, int, int]] = []
     for worker in workers:
         if len(held) < tick.limit:
             held += yield from tx.ask(_HELD_BY, worker, tick.limit - len(held))
-    lapsed = 0
+    lapses: list[Lapse] = []
     if held:
         # Asked again once the row that a heartbeat writes is locked: either we see the new lease, or it sees what we
         # took.
         beating = {worker for (worker,) in (yield from tx.ask(_BEATING, workers))}
         dead = {worker for (worker,) in (yield from tx.ask(HOLDERS, tx.now_ms))} - beating
-        lapsed = yield from _lapse(tx, [one for one in held if one[1] in dead], "the lease of the worker ran out")
+        lapses = yield from _lapse(tx, [one for one in held if one[1] in dead], "the lease of the worker ran out")
     ended = [worker for (worker,) in (yield from tx.ask(_LOCK_ENDED, tx.now_ms))]
     if ended:
         yield from tx.ask(_FORGET, tx.now_ms, ended)
     yield from _finish(tx)
-    return lapsed
+    return {"lapses": tuple(lapses)}
 
 
-def _drop(tx: Tx, tick: Tick) -> Script[int]:
+def _drop(tx: Tx, tick: Tick) -> Script[Moved]:
     yield from tx.begin()
     dropped = yield from dropping.drop_old(tx, tick.keep, tick.limit)
     yield from _finish(tx)
-    return dropped
+    return {"dropped": dropped}
 
 
-def _serve(tx: Tx, tick: Tick) -> Script[int]:
+def _serve(tx: Tx, tick: Tick) -> Script[Moved]:
     yield from tx.begin()
     freed = yield from families.serve_the_rest(tx, tick.limit)
     if tx.families:
         freed += yield from revive(tx, limit=tick.limit - freed)
     yield from _finish(tx)
-    return freed
+    return {"freed": freed}
 
 
-#: The parts of a tick, at most `limit` jobs each, by the field of Ticked that they count in. Each is a transaction of
+#: The parts of a tick, at most `limit` jobs each, by the field of Ticked that says so. Each is a transaction of
 #: its own, so that what keeps one of them up undoes nothing of the others.
-PARTS: dict[str, Callable[[Tx, Tick], Script[int]]] = {
+PARTS: dict[str, Callable[[Tx, Tick], Script[Moved]]] = {
     "promoted": _promote,
-    "lapsed": _lapse_the_dead,
+    "lapses": _lapse_the_dead,
     "dropped": _drop,
     "freed": _serve,
 }

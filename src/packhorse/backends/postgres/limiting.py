@@ -140,6 +140,7 @@ WITH seen AS MATERIALIZED (
 )
 SELECT EXISTS (SELECT 1 FROM gone) OR EXISTS (SELECT 1 FROM moved)
 """
+_STILL_THERE = "SELECT lane FROM packhorse.lanes WHERE queue = $1::text AND lane = ANY($2::text[])"
 _FILL = """
 INSERT INTO packhorse.buckets (type, key, full_at_ns) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
 ON CONFLICT (type, key) DO UPDATE SET full_at_ns = excluded.full_at_ns
@@ -170,6 +171,7 @@ class Choice:
         self._depth = 0  # jobs of a lane to look at; 0: as many as seem right
         self.untidy = False  # there are lanes of limits that are gone
         self._sifted = 0
+        self._put_to_sleep: list[str] = []  # lanes that sleep from this claim on
 
     def make(self) -> Script[list[Place]]:
         """Choose up to `wanted` jobs, best first, lock them, and note what their starts use up."""
@@ -342,6 +344,7 @@ class Choice:
             if gate.room <= 0 and (at_ms := gate.opens_at_ms()) is not None
         ]
         if sleeping:
+            self._put_to_sleep = [lane for lane, _ in sleeping]
             yield from tx.ask(_SLEEP, self._queue, *columns(sleeping), tx.now_ms)
         openings = [at_ms for _, at_ms in sleeping]
         for gate in self._types.values():
@@ -354,18 +357,28 @@ class Choice:
         """Tell whether a limit keeps a type from starting more, and jobs of it were or are pending here."""
         if gate.room > 0:
             return False
-        if gate.used:
-            return True
-        job_type = gate.name[0]
+        return bool(gate.used) or (yield from self._has_lanes(gate.name[0]))
+
+    def _has_lanes(self, job_type: str) -> Script[bool]:
         rows = yield from self._tx.ask(_HAS_LANES, self._queue, f"{job_type}:", f"{job_type};")  # ; comes after :
         return bool(rows)
 
     def left(self, chosen: Sequence[Place]) -> Script[None]:
-        """Line the lanes up anew that the chosen jobs have left, or that had nothing to show."""
+        """Line the lanes up anew that the chosen jobs have left, or that had nothing to show; count what is shut."""
         used = {place.lane for place in chosen}
         yield from self._line_up(
             sorted(lane for lane, gate in self._lanes.items() if lane in used or (gate.room > 0 and not gate.used))
         )
+        rate_limited = self._tx.store.rate_limited
+        for job_type, gate in self._types.items():
+            at_ms = gate.opens_at_ms() if gate.room <= 0 else None
+            if at_ms is None or rate_limited.is_known(job_type, at_ms):
+                continue
+            if (yield from self._has_lanes(job_type)):
+                rate_limited.note_type(job_type, at_ms)
+        if self._put_to_sleep:  # those that have no jobs left are gone from the table
+            for (lane,) in (yield from self._tx.ask(_STILL_THERE, self._queue, self._put_to_sleep)):
+                rate_limited.note_lane(self._lanes[lane].name[0])
 
 
 def present(values: Iterable[T | None]) -> list[T]:

@@ -31,12 +31,13 @@ WITH settled AS MATERIALIZED (
     SET state = {SUCCEEDED}, finished_at_ms = {NOW.format("$1")}, worker = NULL, token = NULL, parked_at_ms = NULL,
         result = settled.result
     FROM settled WHERE j.seq = settled.seq
-    RETURNING j.id, j.lane IS NOT NULL AS has_lane
+    RETURNING j.id, j.lane IS NOT NULL AS has_lane, j.finished_at_ms
 ), heard AS (
     SELECT pg_notify($5::text, $6::text) WHERE $6::text IS NOT NULL AND EXISTS (SELECT 1 FROM done)
 )
 SELECT count(*), bool_or(has_lane), (SELECT count(*) FROM heard),
-    CASE WHEN count(*) < cardinality($2::text[]) THEN array_agg(id) END
+    CASE WHEN count(*) < cardinality($2::text[]) THEN array_agg(id) END,
+    CASE WHEN count(*) > 0 THEN packhorse.tell(array_agg(id), '{{{SUCCEEDED}}}', max(finished_at_ms)) END
 FROM done
 """
 
@@ -64,7 +65,7 @@ def succeed(
     rows = [(one.id, read_token(one.token), one.result) for one in plain]
     sql = store.sql(SUCCEED)
     found = yield Statement(sql, (now_ms, *columns(rows), store.channel, payload), last=True)
-    count, has_lane, _, ids = found[0]
+    count, has_lane, _, ids, _ = found[0]
     return ({one.id for one in plain} if count == len(plain) else set(ids or ())), bool(has_lane)
 
 

@@ -70,23 +70,31 @@ def _load(tx: Tx, sql: str, wanted: Sequence[int] | Sequence[str]) -> Script[lis
 
 # The guard is in the statement that writes, as the contract asks, though the rows are locked since the read.
 SAVE = """
-UPDATE packhorse.jobs AS j
-SET queue = m.queue, state = m.state, rank = m.rank, attempt = m.attempt, max_attempts = m.max_attempts,
-    priority = m.priority, due_at_ms = m.due_at_ms, cancel = m.cancel, worker = m.worker, token = m.token,
-    started_at_ms = m.started_at_ms, finished_at_ms = m.finished_at_ms, parked_at_ms = m.parked_at_ms, lane = m.lane,
-    errors = CASE WHEN m.extras THEN m.errors ELSE j.errors END,
-    result = CASE WHEN m.extras THEN m.result ELSE j.result END,
-    waiting_for = m.waiting_for, held_by = m.held_by
-FROM unnest(
-    $1::bigint[], $2::smallint[], $3::bigint[], $4::text[], $5::smallint[], $6::bigint[], $7::integer[], $8::integer[],
-    $9::smallint[], $10::bigint[], $11::smallint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[],
-    $16::bigint[], $17::text[], $18::boolean[], $19::text[], $20::bytea[], $21::integer[], $22::bigint[]
-) AS m (
-    seq, was_state, was_token, queue, state, rank, attempt, max_attempts, priority, due_at_ms, cancel, worker, token,
-    started_at_ms, finished_at_ms, parked_at_ms, lane, extras, errors, result, waiting_for, held_by
+WITH saved AS (
+    UPDATE packhorse.jobs AS j
+    SET queue = m.queue, state = m.state, rank = m.rank, attempt = m.attempt, max_attempts = m.max_attempts,
+        priority = m.priority, due_at_ms = m.due_at_ms, cancel = m.cancel, worker = m.worker, token = m.token,
+        started_at_ms = m.started_at_ms, finished_at_ms = m.finished_at_ms, parked_at_ms = m.parked_at_ms,
+        lane = m.lane,
+        errors = CASE WHEN m.extras THEN m.errors ELSE j.errors END,
+        result = CASE WHEN m.extras THEN m.result ELSE j.result END,
+        waiting_for = m.waiting_for, held_by = m.held_by
+    FROM unnest(
+        $1::bigint[], $2::smallint[], $3::bigint[], $4::text[], $5::smallint[], $6::bigint[], $7::integer[],
+        $8::integer[], $9::smallint[], $10::bigint[], $11::smallint[], $12::bigint[], $13::bigint[], $14::bigint[],
+        $15::bigint[], $16::bigint[], $17::text[], $18::boolean[], $19::text[], $20::bytea[], $21::integer[],
+        $22::bigint[]
+    ) AS m (
+        seq, was_state, was_token, queue, state, rank, attempt, max_attempts, priority, due_at_ms, cancel, worker,
+        token, started_at_ms, finished_at_ms, parked_at_ms, lane, extras, errors, result, waiting_for, held_by
+    )
+    WHERE j.seq = m.seq AND j.state = m.was_state AND j.token IS NOT DISTINCT FROM m.was_token
+    RETURNING j.id, j.state, j.state <> m.was_state AS has_moved
 )
-WHERE j.seq = m.seq AND j.state = m.was_state AND j.token IS NOT DISTINCT FROM m.was_token
-RETURNING 1
+SELECT count(*), CASE WHEN bool_or(has_moved) THEN packhorse.tell(
+    array_agg(id) FILTER (WHERE has_moved), array_agg(state) FILTER (WHERE has_moved), $23::bigint
+) END
+FROM saved
 """
 
 
@@ -122,8 +130,8 @@ def save(tx: Tx, rows: Iterable[Row]) -> Script[None]:
         )
         for row in dirty
     ]
-    written = yield from tx.ask(SAVE, *columns(moves))
-    assert len(written) == len(dirty), f"{len(written)} of {len(dirty)} locked rows moved"
+    [(written, _)] = yield from tx.ask(SAVE, *columns(moves), tx.now_ms)
+    assert written == len(dirty), f"{written} of {len(dirty)} locked rows moved"
     tx.ended += [row.seq for row in dirty if row.state >= SUCCEEDED > row.was_state]
     for row in dirty:
         row.was_state, row.was_token = row.state, row.token

@@ -12,7 +12,7 @@ from .connection import VERSION_MIN, Connection, Location
 from .script import LOCK, Store
 
 #: The schema this version works with: the number of the last file in `schema/`. test_schema_number.
-SCHEMA = 1
+SCHEMA = 2
 MIGRATIONS = Path(__file__).parent / "schema"
 
 _EXISTS = """
@@ -71,31 +71,36 @@ async def _number(db: Connection, store: Store, location: Location) -> int:
 
 
 async def migrate(db: Connection, store: Store, location: Location) -> int:
-    """Apply the migrations this schema lacks, each in a transaction of its own; answers the schema's number.
+    """Apply the migrations this schema lacks, all in one transaction; answers the schema's number.
 
-    Of many who do so at once one does, the others wait. Raises ConfigurationError without the rights to.
+    So a new store is seen whole or not at all: test_many_open_an_empty_database_at_once. Of many who do so at once one
+    does, the others wait. Raises ConfigurationError without the rights to.
     """
-    for number, script in migrations():
-        async with db.transaction():
-            await db.execute("SET LOCAL statement_timeout = 0")
-            await db.execute("SET LOCAL lock_timeout = 0")
-            await _fetch(db, LOCK, store.lock_key("migrate"))
-            # Read again under the lock: another process may be migrating too.
-            if await _number(db, store, location) >= number:
-                continue
-            try:
-                if number == 1:
-                    await db.execute(f'CREATE SCHEMA IF NOT EXISTS "{location.schema}"')
-                await db.execute(store.sql(script))
-            except psycopg.errors.InsufficientPrivilege as error:
-                raise ConfigurationError(
-                    f"this user may not make the schema {location.schema} at {location.shown}; let its owner run: "
-                    f"CREATE SCHEMA {location.schema} AUTHORIZATION this user (or packhorse migrate), once"
-                ) from error
-            if number > 1:
-                await _fetch(db, store.sql("UPDATE packhorse.version SET number = $1::bigint RETURNING 1"), number)
+    async with db.transaction():
+        await db.execute("SET LOCAL statement_timeout = 0")
+        await db.execute("SET LOCAL lock_timeout = 0")
+        await _fetch(db, LOCK, store.lock_key("migrate"))
+        # Read under the lock: another process may have migrated meanwhile.
+        there = await _number(db, store, location)
+        for number, script in migrations():
+            if number > there:
+                await _apply(db, store, location, number, script)
     await check_schema(db, store, location)
     return SCHEMA
+
+
+async def _apply(db: Connection, store: Store, location: Location, number: int, script: str) -> None:
+    try:
+        if number == 1:
+            await db.execute(f'CREATE SCHEMA IF NOT EXISTS "{location.schema}"')
+        await db.execute(store.sql(script))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigurationError(
+            f"this user may not make the schema {location.schema} at {location.shown}; let its owner run: "
+            f"CREATE SCHEMA {location.schema} AUTHORIZATION this user (or packhorse migrate), once"
+        ) from error
+    if number > 1:
+        await _fetch(db, store.sql("UPDATE packhorse.version SET number = $1::bigint RETURNING 1"), number)
 
 
 def migrations() -> list[tuple[int, str]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
+from ..rate_limited import RateLimited
 from .placing import Places
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class Store:
         #: that is taken care of otherwise.
         self.payload = payload
         self.channel = _channel(schema)
+        self.rate_limited = RateLimited()  # what claims found shut
         self._token = first_token
         self._sql: dict[str, str] = {}
 

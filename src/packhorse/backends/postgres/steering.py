@@ -171,12 +171,16 @@ def _edit(tx: Tx, row: Row, request: Rerun) -> Script[None]:
         yield from tx.ask(_PAYLOAD, row.seq, request.payload)
 
 
+_GONE = "SELECT packhorse.tell($1::text[], '{0}', $2::bigint)"
+
+
 def delete(tx: Tx, ids: Sequence[str]) -> Script[list[Steered]]:
     """Remove jobs that do not run."""
     yield from tx.begin()
     rows = yield from load_by_id(tx, ids)
     gone: list[int] = []
     buried: list[int] = []
+    hidden: list[str] = []  # the ids of those
     answers = []
     for job_id in ids:
         row = rows.get(job_id)
@@ -186,11 +190,16 @@ def delete(tx: Tx, ids: Sequence[str]) -> Script[list[Steered]]:
             answers.append(Steered.LIVE)
         else:
             del rows[job_id]
-            (buried if row.children == 1 else gone).append(row.seq)
+            if row.children == 1:
+                buried.append(row.seq)
+                hidden.append(job_id)
+            else:
+                gone.append(row.seq)
             tx.topics.add(job_topic(job_id))
             answers.append(Steered.DONE)
     yield from drop(tx, gone)
     if buried:
+        yield from tx.ask(_GONE, hidden, tx.now_ms)
         yield from keys.free(tx, buried)
         yield from families.bury(tx, buried)
         yield from families.serve(tx)

@@ -18,9 +18,11 @@ from ..base import (
     Arrival,
     Backend,
     Capabilities,
+    Changes,
     Enqueued,
     Firing,
     Keep,
+    Lapse,
     Limit,
     Note,
     Page,
@@ -48,8 +50,9 @@ from ..base import (
     parse_cursor,
 )
 from ..bells import Bell
-from . import looking, settings, transferring
-from .grouping import Group
+from ..grouping import Group
+from ..rate_limited import RateLimited
+from . import following, looking, settings, transferring
 from .link import Link
 from .location import parse_url
 from .opening import check
@@ -65,6 +68,7 @@ from .records import (
     pairs,
     raw,
     read_claimed,
+    read_lapse,
 )
 from .wake import Wake
 
@@ -88,12 +92,15 @@ class RedisBackend(Backend):
         capacity=True,
         steps=True,
         transfer=True,
+        changes=True,
     )
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self.location = parse_url(url)
         self._clock = clock
         self._link = Link(self.location, clock)
+        self._rate_limited = RateLimited()
+        self.rate_limited = self._rate_limited.counts
         self._wake = Wake(self._link)
         self._enqueues = Group(self._enqueue_all, len)
         self._settles = Group(self._settle_all, len)
@@ -176,7 +183,17 @@ class RedisBackend(Backend):
         token = secret_hex(TOKEN_BYTES)  # chance, not a counter: a failover may lose a counter's last steps
         info = raw(_pack_info(WorkerInfo(id=worker, queues=tuple(queues))))
         found = await self._link.run("claim", (tuple(queues), limit, lease_ms, worker, pack_token(token), info))
+        if found and not found[-2]:
+            self._note_shut(found.pop())
+            found.pop()
         return [read_claimed(job_id, text, token) for job_id, text in pairs(found)]
+
+    def _note_shut(self, shut: Sequence[bytes]) -> None:
+        for job_type, at_ms in pairs(shut):
+            if int(at_ms):
+                self._rate_limited.note_type(job_type.decode(), int(at_ms))
+            else:
+                self._rate_limited.note_lane(job_type.decode())
 
     def _release(self, task: asyncio.Task[list[Claimed]]) -> None:
         """Give jobs back that were claimed for a caller who was cancelled meanwhile."""
@@ -209,9 +226,8 @@ class RedisBackend(Backend):
             cancel=frozenset(job_id.decode() for job_id in cancel),
         )
 
-    async def retire(self, worker: str, reason: str) -> int:
-        lost: int = await self._link.run("retire", (worker, reason))
-        return lost
+    async def retire(self, worker: str, reason: str) -> list[Lapse]:
+        return [read_lapse(one) for one in await self._link.run("retire", (worker, reason))]
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
         check_limit(limit)
@@ -221,7 +237,7 @@ class RedisBackend(Backend):
         schedules = [settings.read_schedule(data) for _, data in pairs(due) if data is not None]
         return Ticked(
             promoted=promoted,
-            lapsed=lapsed,
+            lapses=tuple(read_lapse(one) for one in lapsed),
             dropped=dropped,
             freed=freed,
             next_due_ms=None if next_due_ms < 0 else next_due_ms,
@@ -262,6 +278,9 @@ class RedisBackend(Backend):
     async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
         check_limit(limit)
         return await looking.workflows(self._link, limit, before)
+
+    async def changes(self, cursor: str | None = None) -> Changes:
+        return await following.changes(self._link, cursor)
 
     async def workers(self) -> list[WorkerInfo]:
         return await looking.workers(self._link)

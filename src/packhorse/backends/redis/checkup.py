@@ -237,7 +237,7 @@ def _cluster(state: dict[str, str]) -> Finding:
     return good_if(
         value == "ok",
         "cluster",
-        f"{value}, {state.get('cluster_size', '?')} shards",
+        f"{value}, shards: {state.get('cluster_size', '?')}",
         "slots are not served: the store may be out of reach",
         "see CLUSTER INFO and CLUSTER NODES",
         breaks=[Line.ACKNOWLEDGED],

@@ -18,7 +18,8 @@ from redis.backoff import NoBackoff
 
 from ...chance import CHANCE
 from ...clock import SYSTEM_CLOCK, Clock
-from ...errors import ConfigurationError, InvalidOption, PackhorseError, Unavailable
+from ...errors import ConfigurationError, InvalidOption, PackhorseError, StoreFull, Unavailable
+from ...wording import quantity
 from .location import Location
 from .records import pack
 from .scripts import script
@@ -97,7 +98,7 @@ class Link:
         packed = pack(args)
         if len(packed) > CALL_BYTES_MAX:
             raise InvalidOption(
-                f"{len(packed):,} bytes in one call; send fewer jobs a call, of {CALL_BYTES_MAX:,} in all"
+                f"{quantity(len(packed), 'byte')} in one call; send fewer jobs a call, of {CALL_BYTES_MAX:,} in all"
             )
         try:
             return await self._call("EVALSHA", sha, 1, self._key, packed, now, is_urgent=verb in URGENT)
@@ -250,7 +251,7 @@ _AWAY = (
 _KINDS: tuple[tuple[type[Exception], type[PackhorseError], str], ...] = (
     (driver.AuthenticationError, ConfigurationError, _WRONG_LOGIN),
     (driver.NoPermissionError, ConfigurationError, _RIGHTS),
-    (driver.OutOfMemoryError, Unavailable, _MEMORY),
+    (driver.OutOfMemoryError, StoreFull, _MEMORY),
     (driver.ReadOnlyError, Unavailable, _REPLICA),
     (driver.BusyLoadingError, Unavailable, _LOADING),
     (driver.ClusterDownError, Unavailable, _DOWN),
@@ -274,7 +275,8 @@ def explain(error: BaseException, location: Location) -> PackhorseError:
             return meaning(f"{location.shown!r}: {remedy}")
     for sign, remedy in _AWAY:
         if sign in words:
-            return Unavailable(f"{location.shown!r}: {remedy}")
+            kind = StoreFull if sign == "OOM" else Unavailable
+            return kind(f"{location.shown!r}: {remedy}")
     if isinstance(error, driver.TimeoutError | TimeoutError):
         return Unavailable(f"{location.shown!r} did not answer within {location.timeout_s:g} s")
     if isinstance(error, driver.ResponseError):

@@ -11,7 +11,7 @@ import msgspec
 
 from ...errors import InvalidOption, shown
 from ...job import LAPSED, Claimed, JobError, JobRecord, JobSpec, State, Unique
-from ..base import Note, Rerun, Settlement, parent_failed, replaced_by
+from ..base import Lapse, Note, Rerun, Settlement, parent_failed, replaced_by
 
 #: Rises when what is stored changes in a way that an older packhorse cannot read.
 SCHEMA = 1
@@ -257,6 +257,19 @@ def read_claimed(job_id: bytes, text: bytes, token: str) -> Claimed:
         body.tags,
         body.meta,
         workflow,
+    )
+
+
+def read_lapse(found: Sequence[Any]) -> Lapse:
+    """Read what `lua/running.lua` tells of a job that lapsed."""
+    job_id, queue, job_type, attempt, most, state = found
+    return Lapse(
+        id=job_id.decode(),
+        queue=queue.decode(),
+        type=job_type.decode(),
+        attempt=attempt,
+        max_attempts=most,
+        state=STATES[state],
     )
 
 

@@ -8,7 +8,16 @@ from importlib import resources
 
 from ...job import AGEING_MS
 from ...limits import BURST_MS
-from ..base import ABSENT_KEPT_MS, BATCH_MAX, EACH_KEY, ERRORS_KEPT_MAX, SCHEDULES_A_TICK, TRANSFER_BYTES_MAX
+from ..base import (
+    ABSENT_KEPT_MS,
+    BATCH_MAX,
+    CHANGES_KEPT_MS,
+    CHANGES_MAX,
+    EACH_KEY,
+    ERRORS_KEPT_MAX,
+    SCHEDULES_A_TICK,
+    TRANSFER_BYTES_MAX,
+)
 from .records import HEAD_BYTES, SCHEMA
 
 #: What the scripts know from the rest of packhorse, so that no number is written down twice.
@@ -19,12 +28,14 @@ _CONSTANTS = {
     "AGEING_MS": AGEING_MS,
     "BATCH_MAX": BATCH_MAX,
     "BURST_MS": BURST_MS,
+    "CHANGES_KEPT_MS": CHANGES_KEPT_MS,
+    "CHANGES_MAX": CHANGES_MAX,
     "ERRORS_KEPT_MAX": ERRORS_KEPT_MAX,
     "SCHEDULES_A_TICK": SCHEDULES_A_TICK,
     "TRANSFER_BYTES_MAX": TRANSFER_BYTES_MAX,
 }
 
-_MOVES = ("store", "job", "place", "family")
+_MOVES = ("store", "told", "job", "place", "family")
 _RUNS = (*_MOVES, "running")
 #: The files that come before the verb's own.
 _PARTS = {
@@ -41,6 +52,7 @@ _PARTS = {
     "counts": ("store", "job"),
     "workflows": ("store", "job"),
     "workers": ("store",),
+    "changes": ("store",),
     "cancel": _RUNS,
     "rerun": _MOVES,
     "delete": _MOVES,

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import QueueFull, UniqueConflict, UnknownParent
 from ...job import AFTER_FAILED, JobSpec, rank
 from ..base import DUE_TOPIC, Enqueued, job_topic, parents_first, replaced_by
-from ..planning import New, Plan
+from ..planning import New, Plan, first_state
 from ..stored import (
     CANCELLED,
     PENDING,
@@ -233,13 +233,13 @@ def _ring_new(tx: Transaction, specs: Iterable[JobSpec]) -> None:
 
 # ---- rows --------------------------------------------------------------------------------------------------
 
+#: How much of a row is written. Most jobs are plain; of those that are traced most have meta and nothing else.
+PLAIN, META, FULL = range(3)
+_HEAD = "id, type, queue, state, rank, due_at_ms, created_at_ms, priority, max_attempts, timeout_ms, payload, lane"
 _NEW = (
-    "INSERT INTO jobs (id, type, queue, state, rank, due_at_ms, created_at_ms, priority, max_attempts, timeout_ms, "
-    "payload, lane) VALUES {}"
-)
-_NEW_WITH_ALL = (
-    "INSERT INTO jobs (id, type, queue, state, rank, due_at_ms, created_at_ms, priority, max_attempts, timeout_ms, "
-    "payload, lane, key, tags, meta, unique_key, workflow, schedule, slot_at_ms) VALUES {}"
+    f"INSERT INTO jobs ({_HEAD}) VALUES {{}}",
+    f"INSERT INTO jobs ({_HEAD}, meta) VALUES {{}}",
+    f"INSERT INTO jobs ({_HEAD}, meta, key, tags, unique_key, workflow, schedule, slot_at_ms) VALUES {{}}",
 )
 
 _NEW_KIN = """
@@ -249,10 +249,10 @@ FROM json_each(?) AS m CROSS JOIN jobs AS j ON j.id = m.value ->> 0
 """
 
 
-def insert(tx: Transaction, specs: Iterable[JobSpec]) -> None:
+def insert(tx: Transaction, specs: Sequence[JobSpec]) -> None:
     """Store new jobs; an id that is taken is an IntegrityError. Those with parents wait, for nobody yet."""
-    plain: list[tuple[Any, ...]] = []
-    full: list[tuple[Any, ...]] = []
+    rows: list[list[tuple[Any, ...]]] = [[], [], []]
+    width = 0
     large: list[tuple[str, bytes]] = []
     size = 0
     now_ms = tx.now_ms
@@ -293,36 +293,49 @@ def insert(tx: Transaction, specs: Iterable[JobSpec]) -> None:
             payload,
             lane,
         )
-        if _is_plain(spec) and not full:  # once one is not plain all are written as such, in their order
-            plain.append(head)
-        else:
-            full.append(head + _rest(spec))
-    insert_chunks(tx.db, _NEW, plain)
-    insert_chunks(tx.db, _NEW_WITH_ALL, full)
+        if width < FULL:  # once one is not plain all are written as wide, in their order
+            width = max(width, _width(spec))
+        rows[width].append(head if width == PLAIN else head + _rest(spec, width))
+    for statement, some in zip(_NEW, rows, strict=True):
+        insert_chunks(tx.db, statement, some)
     if kin:
         tx.db.execute(_NEW_KIN, (to_json(kin).decode(),))
     for job_id, payload in large:
         tx.db.execute("INSERT INTO payloads SELECT seq, ? FROM jobs WHERE id = ?", (payload, job_id))
     tx.pages += size // 4_096
+    if specs and tx.followed:
+        _tell(tx, specs)
 
 
-def _is_plain(spec: JobSpec) -> bool:
-    return (
+def _tell(tx: Transaction, specs: Sequence[JobSpec]) -> None:
+    by_state: dict[int, list[str]] = {}
+    for spec in specs:
+        by_state.setdefault(first_state(spec), []).append(spec.id)
+    for state, ids in by_state.items():
+        tx.tell(state, ids)
+
+
+def _width(spec: JobSpec) -> int:
+    if (
         spec.key is None
         and not spec.tags
-        and spec.meta is None
         and spec.unique is None
         and spec.workflow is None
         and spec.schedule is None
         and spec.slot_at_ms is None
-    )
+    ):
+        return PLAIN if spec.meta is None else META
+    return FULL
 
 
-def _rest(spec: JobSpec) -> tuple[Any, ...]:
+def _rest(spec: JobSpec, width: int) -> tuple[Any, ...]:
+    meta = to_json(spec.meta).decode() if spec.meta is not None else None
+    if width == META:
+        return (meta,)
     return (
+        meta,
         spec.key,
         to_json(spec.tags).decode() if spec.tags else None,
-        to_json(spec.meta).decode() if spec.meta is not None else None,
         spec.unique.key if spec.unique is not None else None,
         spec.workflow,
         spec.schedule,

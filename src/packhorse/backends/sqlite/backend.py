@@ -14,9 +14,11 @@ from ..base import (
     Backend,
     Bound,
     Capabilities,
+    Changes,
     Enqueued,
     Firing,
     Keep,
+    Lapse,
     Limit,
     Note,
     Page,
@@ -43,7 +45,19 @@ from ..base import (
     parse_cursor,
 )
 from ..bells import Bell
-from . import adding, arriving, claiming, departing, keeping, limit_rows, looking, moving, schedules, steering
+from . import (
+    adding,
+    arriving,
+    claiming,
+    departing,
+    following,
+    keeping,
+    limit_rows,
+    looking,
+    moving,
+    schedules,
+    steering,
+)
 from .binding import SQLiteBound, check_connection
 from .connection import explain, migrate
 from .engine import Engine
@@ -51,6 +65,8 @@ from .filing import parse_url
 from .ops import Op
 
 if TYPE_CHECKING:
+    import asyncio
+
     from ..checkup import Checkup
 
 T = TypeVar("T")
@@ -71,11 +87,14 @@ class SQLiteBackend(Backend):
         steps=True,
         bind=True,
         transfer=True,
+        changes=True,
     )
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self.location = parse_url(url)
         self._engine = Engine(self.location, clock)
+        self.rate_limited = self._engine.rate_limited
+        self._renewal: asyncio.Future[Any] | None = None  # of the note that somebody asks for changes
 
     async def open(self) -> None:
         """Connect; a file that does not exist is made, unless it was there when this backend was first opened."""
@@ -143,8 +162,8 @@ class SQLiteBackend(Backend):
         answer: Pulse = await self._engine.post(Op(keeping.heartbeat, beat, 1 + len(notes)))
         return answer
 
-    async def retire(self, worker: str, reason: str) -> int:
-        answer: int = await self._engine.post(Op(keeping.retire, keeping.Retirement(worker, reason)))
+    async def retire(self, worker: str, reason: str) -> list[Lapse]:
+        answer: list[Lapse] = await self._engine.post(Op(keeping.retire, keeping.Retirement(worker, reason)))
         return answer
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
@@ -182,6 +201,19 @@ class SQLiteBackend(Backend):
     async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
         check_limit(limit)
         return await self._read(lambda db, _: looking.workflows(db, limit, before))
+
+    async def changes(self, cursor: str | None = None) -> Changes:
+        before = self._renewal
+        may_note = before is None or before.done()  # else the look may miss the note that is just being written
+        found = await self._read(lambda db, now_ms: following.look(db, now_ms, cursor))
+        if found.answer is None:
+            here: str = await self._engine.post(Op(following.listen, None))
+            return Changes([], here, gap=cursor is not None)
+        # Not waited for: it may stand in line for the write lock.
+        if found.renew and may_note and self._renewal is before:
+            self._renewal = self._engine.post(Op(following.listen, None))
+            self._renewal.add_done_callback(_forget)
+        return found.answer
 
     async def workers(self) -> list[WorkerInfo]:
         return await self._read(looking.workers)

@@ -106,6 +106,8 @@ def take(tx: Transaction, claim: Claim) -> list[Claimed]:
         if taken:
             marked = tx.db.execute(_MARK, (worker, number, tx.now_ms, numbers([one.seq for one in taken]))).rowcount
             assert marked == len(taken), f"{marked} of {len(taken)} jobs claimed under the write lock"
+            if tx.followed:
+                tx.tell(RUNNING, [one.id for one in taken])
             turns = [one.rank - one.priority * AGEING_MS for one in taken if one.key is not None]
             if turns:
                 tx.places.claimed(queue, max(turns))

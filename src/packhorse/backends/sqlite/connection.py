@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from ...chance import CHANCE
 from ...clock import SYSTEM_CLOCK, pause
-from ...errors import ConfigurationError, PackhorseError, SchemaMismatch, Unavailable
+from ...errors import ConfigurationError, PackhorseError, SchemaMismatch, StoreFull, Unavailable
 from . import filing
 from .filing import Location, sqlite_uri
 
 T = TypeVar("T")
 
 #: The schema this version works with: the number of the last file in `schema/`. test_schema_number.
-SCHEMA = 4
+SCHEMA = 5
 #: "phjq" in the header of the file, so that `file` and we know whose it is.
 APPLICATION_ID = 0x70686A71
 MIGRATIONS = Path(__file__).parent / "schema"
@@ -230,7 +230,7 @@ def explain(error: BaseException, location: Location) -> BaseException:
             f"{path} was locked by another program for {location.busy_ms / 1000:g} s; find it with: fuser -v {path}"
         )
     elif code == sqlite3.SQLITE_FULL:
-        ours = Unavailable(f"no room for {path}: free some space on its disk; nothing of this call was stored")
+        ours = StoreFull(f"no room for {path}: free some space on its disk; nothing of this call was stored")
     elif getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DBMOVED:
         ours = filing.gone(path)
     elif code == sqlite3.SQLITE_READONLY:

@@ -12,6 +12,7 @@ import msgspec
 from ..base import ABSENT_KEPT_MS, Keep
 from ..stored import ABSENT, CANCELLED, FAILED, SUCCEEDED, lives, to_json
 from . import keys
+from .changelog import GONE
 from .ops import Transaction
 from .rows import numbers
 
@@ -54,6 +55,8 @@ SELECT CAST(json_group_array(seq) AS BLOB) FROM (
 """
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
+_IDS = "SELECT id FROM jobs WHERE seq IN (SELECT value FROM json_each(?))"
+
 ANY_KEPT = f"""
 SELECT EXISTS (
     SELECT 1 FROM jobs INDEXED BY ended
@@ -90,11 +93,17 @@ def _drop_old(tx: Transaction, state: int, until_ms: int, limit: int) -> int:
         seqs = _decode_seqs(tx.db.execute(KEPT, (state, until_ms, limit)).fetchone()[0])
         if seqs and tx.families:
             seqs = _not_too_many(tx, seqs)
-        drop(tx, seqs)
+        _drop_ended(tx, state, seqs)
         dropped += len(seqs)
     if dropped < limit:
         dropped += _drop_parents(tx, state, until_ms, limit - dropped)
     return dropped
+
+
+def _drop_ended(tx: Transaction, state: int, seqs: Sequence[int]) -> None:
+    if seqs and state != ABSENT and tx.followed:
+        tx.tell(GONE, [job_id for (job_id,) in tx.db.execute(_IDS, (numbers(seqs),))])
+    drop(tx, seqs)
 
 
 # Edges tell which children were live when last looked at, so that each is looked at once, however many there are
@@ -153,7 +162,7 @@ def _drop_parents(tx: Transaction, state: int, until_ms: int, limit: int) -> int
         tx, [seq for *_, seq, child_state in parents if child_state is not None and not lives(child_state)]
     )
     childless = _not_too_many(tx, childless)
-    drop(tx, childless)
+    _drop_ended(tx, state, childless)
     return len(childless)
 
 

@@ -64,6 +64,7 @@ class Engine:
         # 62 bits that nobody else starts from, then counted up: a token names one claim for ever.
         self._token = int(secret_hex(8), 16) >> 2
         self._hints = Hints()
+        self.rate_limited = self._hints.rate_limited.counts
         self._forked = False
         self.committing = Committing(location, self._ring)
         _engines.add(self)
@@ -256,7 +257,7 @@ class Engine:
         outcomes: list[Any] = []
         try:
             for op in ops:
-                tx.db.execute("SAVEPOINT one")
+                saved = tx.save("one")
                 tx.topics = set()
                 try:
                     outcomes.append(op.run(tx, op.args))
@@ -264,7 +265,7 @@ class Engine:
                 except Exception as error:
                     if _breaks_connection(error) or not tx.db.in_transaction:
                         raise
-                    tx.roll_back("one")
+                    tx.roll_back("one", saved)
                     outcomes.append(explain(error, self.location))
                 tx.next_op()
                 tx.db.execute("RELEASE one")

@@ -13,6 +13,7 @@ from ...job import LAPSED, TERMINAL, JobError
 from ..base import (
     DUE_TOPIC,
     Keep,
+    Lapse,
     Note,
     Pulse,
     Ticked,
@@ -102,25 +103,26 @@ class Retirement(msgspec.Struct, frozen=True):
     reason: str
 
 
-def retire(tx: Transaction, retirement: Retirement) -> int:
-    """Remove a worker and lapse what it holds."""
+def retire(tx: Transaction, retirement: Retirement) -> list[Lapse]:
+    """Remove a worker and lapse what it holds; answers what that was."""
     number = worker_number(retirement.worker)
     tx.db.execute("DELETE FROM workers WHERE no = ?", (number,))
     held = _decode_held(tx.db.execute(_HELD, (number,)).fetchone()[0])
-    _lapse(tx, sorted(seq for seq, *_ in held), retirement.reason)  # in the order of arrival: they take turns anew
+    # In the order of arrival: they take turns anew.
+    lapses = _lapse(tx, sorted(seq for seq, *_ in held), retirement.reason)
     families.serve(tx)
-    return len(held)
+    return lapses
 
 
-def _lapse(tx: Transaction, seqs: Sequence[int], reason: str) -> None:
+def _lapse(tx: Transaction, seqs: Sequence[int], reason: str) -> list[Lapse]:
     """Take jobs from their worker; the write itself checks that they still run under the token just read."""
     rows = load_by_seq(tx.db, seqs)
-    for row in rows.values():
-        _lapse_one(tx, row, reason)
+    lapses = [_lapse_one(tx, row, reason) for row in rows.values()]
     save(tx, rows.values())
+    return lapses
 
 
-def _lapse_one(tx: Transaction, row: Row, reason: str) -> None:
+def _lapse_one(tx: Transaction, row: Row, reason: str) -> Lapse:
     row.add_error(JobError(attempt=row.attempt, at_ms=tx.now_ms, kind=LAPSED, message=reason))
     row.let_go()
     tx.lapses = True
@@ -131,6 +133,7 @@ def _lapse_one(tx: Transaction, row: Row, reason: str) -> None:
     else:
         row.start_over(0, tx)
         tx.topics.add(queue_topic(row.queue))
+    return row.lapsed_to(state)
 
 
 # ---- tick --------------------------------------------------------------------------------------------------
@@ -152,11 +155,11 @@ SELECT min(at_ms) FROM (
 """
 
 DUE = f"""
-SELECT CAST(json_group_array(json_array(seq, queue, type, key, priority, due_at_ms)) AS BLOB) FROM (
+SELECT CAST(json_group_array(json_array(seq, id, queue, type, key, priority, due_at_ms)) AS BLOB) FROM (
     SELECT * FROM jobs INDEXED BY due WHERE state = {SCHEDULED} AND due_at_ms <= ? ORDER BY due_at_ms, seq LIMIT ?
 )
 """
-_decode_due = msgspec.json.Decoder(list[tuple[int, str, str, str | None, int, int]]).decode
+_decode_due = msgspec.json.Decoder(list[tuple[int, str, str, str, str | None, int, int]]).decode
 _PROMOTE = f"""
 UPDATE jobs NOT INDEXED SET state = {PENDING}, rank = m.value ->> 1, lane = m.value ->> 2 FROM json_each(?) AS m
 WHERE jobs.seq = m.value ->> 0 AND jobs.state = {SCHEDULED}
@@ -187,6 +190,9 @@ DELETE FROM workers WHERE lease_end_at_ms <= ? AND NOT EXISTS (
 """
 
 
+_NOTHING_MOVED = Ticked()
+
+
 def probe(db: sqlite3.Connection, now_ms: int, tick: Tick) -> object:
     """Find out without a transaction whether a tick has anything to do."""
     next_due_at_ms = db.execute(NEXT_DUE).fetchone()[0]
@@ -207,7 +213,7 @@ def tick(tx: Transaction, tick: Tick) -> Ticked:
     rung = DUE_TOPIC in tx.topics
     promoted = _promote(tx, limit)
     _ring_opened(tx)
-    lapsed = _lapse_the_dead(tx, limit)
+    lapses = _lapse_the_dead(tx, limit)
     tx.db.execute(_FORGET, (now_ms,))
     dropped = dropping.drop_old(tx, tick.keep, limit)
     freed = families.serve_the_rest(tx, limit)
@@ -217,8 +223,9 @@ def tick(tx: Transaction, tick: Tick) -> Ticked:
     if not rung:
         tx.topics.discard(DUE_TOPIC)  # `next_due_ms` says it
     next_due_at_ms = now_ms if more else tx.db.execute(NEXT_DUE).fetchone()[0]
-    tx.pages += (promoted + lapsed + dropped) // 4
-    return _ticked(tx.db, now_ms, next_due_at_ms, promoted=promoted, lapsed=lapsed, dropped=dropped, freed=freed)
+    tx.pages += (promoted + len(lapses) + dropped) // 4
+    moved = Ticked(promoted=promoted, lapses=tuple(lapses), dropped=dropped, freed=freed)
+    return _ticked(tx.db, now_ms, next_due_at_ms, moved)
 
 
 def _promote(tx: Transaction, limit: int) -> int:
@@ -226,8 +233,10 @@ def _promote(tx: Transaction, limit: int) -> int:
     if not due:
         return 0
     of = tx.places.of
-    places = [(seq, *of(queue, job_type, key, priority, at_ms)) for seq, queue, job_type, key, priority, at_ms in due]
-    tx.topics.update(queue_topic(queue) for _, queue, *_ in due)
+    places = [(seq, *of(queue, kind, key, priority, at_ms)) for seq, _, queue, kind, key, priority, at_ms in due]
+    tx.topics.update(queue_topic(queue) for _, _, queue, *_ in due)
+    if tx.followed:
+        tx.tell(PENDING, [job_id for _, job_id, *_ in due])
     return tx.db.execute(_PROMOTE, (to_json(places).decode(),)).rowcount
 
 
@@ -239,18 +248,16 @@ def _ring_opened(tx: Transaction) -> None:
         tx.db.execute(_FORGET_FULL, (tx.now_ms * 1_000_000,))
 
 
-def _ticked(db: sqlite3.Connection, now_ms: int, next_due_at_ms: int | None, **moved: int) -> Ticked:
+def _ticked(db: sqlite3.Connection, now_ms: int, next_due_at_ms: int | None, moved: Ticked = _NOTHING_MOVED) -> Ticked:
     wanting, wants_at_ms = schedules.planned(db, now_ms)
     instants = [instant for instant in (next_due_at_ms, wants_at_ms) if instant is not None]
     next_due_ms = max(0, min(instants) - now_ms) if instants else None
-    return Ticked(next_due_ms=next_due_ms, now_ms=now_ms, schedules=wanting, **moved)
+    return msgspec.structs.replace(moved, next_due_ms=next_due_ms, now_ms=now_ms, schedules=wanting)
 
 
-def _lapse_the_dead(tx: Transaction, limit: int) -> int:
+def _lapse_the_dead(tx: Transaction, limit: int) -> list[Lapse]:
     seqs: list[int] = []
     for (worker,) in tx.db.execute(HOLDERS, (tx.now_ms,)).fetchall():
         if len(seqs) < limit:
             seqs += [seq for (seq,) in tx.db.execute(_HELD_BY, (worker, limit - len(seqs)))]
-    if seqs:
-        _lapse(tx, seqs, "the lease of the worker ran out")
-    return len(seqs)
+    return _lapse(tx, seqs, "the lease of the worker ran out") if seqs else []

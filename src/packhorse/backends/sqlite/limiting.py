@@ -127,6 +127,7 @@ UPDATE lanes SET head = coalesce((
 WHERE queue = ?1 AND lane IN (SELECT value FROM json_each(?2))
 """
 _DROP_EMPTY = "DELETE FROM lanes WHERE queue = ?1 AND lane IN (SELECT value FROM json_each(?2)) AND head = 1 << 62"
+_STILL_THERE = "SELECT lane FROM lanes WHERE queue = ?1 AND lane IN (SELECT value FROM json_each(?2))"
 _FILL = """
 INSERT INTO buckets (type, key, full_at_ns)
 SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE TRUE
@@ -156,6 +157,7 @@ class Choice:
         self.untidy = False  # there are lanes of limits that are gone
         self._whole = True  # what was looked at has all columns
         self._sifted = 0
+        self._put_to_sleep: list[str] = []  # lanes that sleep from this claim on
 
     def make(self) -> list[Taken]:
         """Choose up to `wanted` jobs, best first, and note what their starts use up."""
@@ -325,6 +327,7 @@ class Choice:
             if gate.room <= 0 and (at_ms := gate.opens_at_ms()) is not None
         ]
         if sleeping:
+            self._put_to_sleep = [lane for lane, _ in sleeping]
             tx.db.execute(_SLEEP, (self._queue, to_json(sleeping).decode(), tx.now_ms))
         openings = [at_ms for _, at_ms in sleeping]
         openings += present(gate.opens_at_ms() for gate in self._types.values() if self._is_shut(gate))
@@ -335,16 +338,27 @@ class Choice:
         """Tell whether a limit keeps a type from starting more, and jobs of it were or are pending here."""
         if gate.room > 0:
             return False
-        job_type = gate.name[0]
+        return bool(gate.used) or self._has_lanes(gate.name[0])
+
+    def _has_lanes(self, job_type: str) -> bool:
         span = (self._queue, f"{job_type}:", f"{job_type};")  # ; comes after :
-        return bool(gate.used or self._tx.db.execute(_HAS_LANES, span).fetchone()[0])
+        return bool(self._tx.db.execute(_HAS_LANES, span).fetchone()[0])
 
     def left(self, chosen: Sequence[Taken]) -> None:
-        """Line the lanes up anew that the chosen jobs have left, or that had nothing to show."""
+        """Line the lanes up anew that the chosen jobs have left, or that had nothing to show; count what is shut."""
         used = {place.lane for place in chosen}
         self._line_up(
             sorted(lane for lane, gate in self._lanes.items() if lane in used or (gate.room > 0 and not gate.used))
         )
+        rate_limited = self._tx.hints.rate_limited
+        for job_type, gate in self._types.items():
+            at_ms = gate.opens_at_ms() if gate.room <= 0 else None
+            if at_ms is not None and not rate_limited.is_known(job_type, at_ms) and self._has_lanes(job_type):
+                rate_limited.note_type(job_type, at_ms)
+        if self._put_to_sleep:  # those that have no jobs left are gone from the table
+            asked = (self._queue, to_json(self._put_to_sleep).decode())
+            for (lane,) in self._tx.db.execute(_STILL_THERE, asked):
+                rate_limited.note_lane(self._lanes[lane].name[0])
 
 
 def present(values: Iterable[T | None]) -> list[T]:

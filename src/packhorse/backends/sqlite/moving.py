@@ -70,6 +70,8 @@ def _succeed(tx: Transaction, plain: list[Settlement]) -> None:
         tx.settles = True
         if tx.db.execute(_SUCCEED, (tx.now_ms, to_json(ids).decode(), number)).rowcount != len(ids):
             raise Redo
+        if tx.followed:
+            tx.tell(SUCCEEDED, ids)
     # Errors of earlier attempts and progress may be there: only the result is written over.
     insert_chunks(
         tx.db,

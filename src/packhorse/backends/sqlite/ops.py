@@ -9,6 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import PackhorseError
+from ..rate_limited import RateLimited
+from . import changelog
 from .placing import QUEUES_WITH_LANES, Places
 
 #: Answer of a probe: there is something to write.
@@ -22,10 +24,11 @@ class Redo(Exception):  # not an error: a sign to do the batch again, one by one
 class Hints:
     """What a process has seen of its store lately, to save questions whose answer only rings bells."""
 
-    __slots__ = ("limits",)
+    __slots__ = ("limits", "rate_limited")
 
     def __init__(self) -> None:
         self.limits = False  # some types have limits, or had them a moment ago
+        self.rate_limited = RateLimited()  # what claims found shut
 
 
 class Transaction:
@@ -33,6 +36,8 @@ class Transaction:
 
     __slots__ = (
         "_families",
+        "_followed",
+        "_moves",
         "_places",
         "db",
         "ended",
@@ -57,6 +62,23 @@ class Transaction:
         self.ended: list[int] = []  # seqs of jobs that ended, whose children are to be told: families.serve
         self._families: bool | None = None
         self._places: Places | None = None
+        self._followed: bool | None = None
+        self._moves: changelog.Moves = []
+
+    @property
+    def followed(self) -> bool:
+        """Tell whether somebody asks for changes: else nothing is done for them, but to ask this once."""
+        if self._followed is None:
+            self._followed = changelog.is_followed(self.db, self.now_ms)
+        return self._followed
+
+    def forget_followers(self) -> None:
+        """From here on there may be some."""
+        self._followed = None
+
+    def tell(self, state: int, ids: Sequence[str]) -> None:
+        """Have it written down that jobs came into a state, where this is `followed`."""
+        self._moves.append((state, ids))
 
     @property
     def places(self) -> Places:
@@ -74,6 +96,8 @@ class Transaction:
         """Write down and find out what is only known at the end. Before COMMIT."""
         if self._places is not None:
             self._places.write()
+        if self._moves:
+            self.pages += changelog.write(self.db, self.now_ms, self._moves) // 4_096
         if self.lapses or (self.settles and self.hints.limits):
             self.topics.update(f"queue:{queue}" for (queue,) in self.db.execute(QUEUES_WITH_LANES))
 
@@ -88,11 +112,17 @@ class Transaction:
         """From here on there are families."""
         self._families = True
 
-    def roll_back(self, savepoint: str) -> None:
+    def save(self, savepoint: str) -> int:
+        """Begin a savepoint; answers what `roll_back` wants to know."""
+        self.db.execute(f"SAVEPOINT {savepoint}")
+        return len(self._moves)
+
+    def roll_back(self, savepoint: str, saved: int) -> None:
         """Undo what was done since a savepoint, and forget what was learned since."""
         self.db.execute(f"ROLLBACK TO {savepoint}")
         self.ended.clear()
-        self._families = self._places = None
+        del self._moves[saved:]
+        self._families = self._places = self._followed = None
 
 
 class Op:

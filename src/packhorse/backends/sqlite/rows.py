@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ..stored import ABSENT, SUCCEEDED, Row, to_json
+from ..stored import ABSENT, SUCCEEDED, Row, moved, to_json
 from .ops import Transaction
 
 #: Payloads up to this many bytes lie in the row of the job, larger ones beside it: a row is rewritten at every move.
@@ -120,6 +120,9 @@ def save(tx: Transaction, rows: Iterable[Row]) -> None:
     if families:
         tx.db.execute(_SAVE_FAMILIES, (to_json(families).decode(),))
     tx.ended += [row.seq for row in dirty if row.state >= SUCCEEDED > row.was_state]
+    if tx.followed:
+        for state, ids in moved(dirty).items():
+            tx.tell(state, ids)
     for row in dirty:
         row.was_state, row.was_token = row.state, row.token
         row.dirty = row.extras_dirty = row.family_dirty = False

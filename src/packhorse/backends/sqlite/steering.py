@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..base import QueueChange, Rerun, Steered, job_topic, queue_topic, worker_topic
 from ..stored import ASKED, CANCELLED, FOR_PARENT, RUNNING, SUCCEEDED, Row, Slot
 from . import families, keys
+from .changelog import GONE
 from .dropping import drop
 from .ops import Transaction
 from .reviving import revive
@@ -163,6 +164,7 @@ def delete(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
     rows = load_by_id(tx.db, ids)
     gone: list[int] = []
     buried: list[int] = []
+    told: list[str] = []
     answers = []
     for job_id in ids:
         row = rows.get(job_id)
@@ -172,10 +174,13 @@ def delete(tx: Transaction, ids: Sequence[str]) -> list[Steered]:
             answers.append(Steered.LIVE)
         else:
             del rows[job_id]
+            told.append(job_id)
             (buried if row.children == 1 else gone).append(row.seq)
             tx.topics.add(job_topic(job_id))
             answers.append(Steered.DONE)
     drop(tx, gone)
+    if told and tx.followed:
+        tx.tell(GONE, told)
     if buried:
         keys.free(tx, buried)
         families.bury(tx, buried)

@@ -171,7 +171,7 @@ class _Watch:
     def _polled(self, answer: asyncio.Future[int] | None) -> None:
         if answer is not None and not answer.cancelled() and answer.exception() is None:
             version = answer.result()
-            changed = self._version not in {None, version}
+            changed = version != self._version  # the first look too: somebody may have written since the watch began
             self._version = version
             self._poll_s = POLL_S_MIN if changed else min(POLL_S_MAX, self._poll_s * 1.3)
             if changed:

@@ -91,7 +91,7 @@ async def retries_releases_lapses_and_reruns_need_no_room(h: Harness) -> None:
     first, second = await h.claim(2)
     await h.enqueue(2)
     equal(await h.settle(first, State.PENDING), Verdict.APPLIED, "verdict of a release into a full queue")
-    equal(await h.backend.retire("w1", "gone"), 1, "lapsed into a full queue")
+    equal(len(await h.backend.retire("w1", "gone")), 1, "lapsed into a full queue")
     ended, _ = await h.put(State.FAILED, queue="other")
     equal(await h.backend.rerun([Rerun(id=ended, queue="default")]), [Steered.DONE], "rerun into a full queue")
     equal(await _pending(h), 5, "pending")

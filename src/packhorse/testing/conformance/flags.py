@@ -177,3 +177,14 @@ async def transactions_are_refused_where_there_is_no_bind(h: Harness) -> None:
         await raises(InvalidOption, bind(), "bind of what is no connection")
     else:
         equal((await raises(Unsupported, bind(), "bind")).flag, "bind", "flag")
+
+
+@case()
+async def changes_are_told_or_refused(h: Harness) -> None:
+    if not h.has("changes"):
+        await _refused(h, "changes", h.backend.changes())
+        return
+    first = await h.backend.changes()
+    job_id = await h.add()
+    found = await h.backend.changes(first.cursor)
+    equal([(each.id, each.state) for each in found.changes], [(job_id, State.PENDING)], "changes")

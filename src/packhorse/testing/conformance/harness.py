@@ -68,6 +68,8 @@ class Harness:
         self.clock = clock
         self.lease_ms = 30_000 if clock is not None else 1_500
         self.step_ms = 1_000 if clock is not None else 150  # a delay that is long compared to one call
+        #: Whether payloads may be larger than an app lets them be. A server at the other end checks them again.
+        self.any_payload = True
         self.ring_ms = 10_000  # how long a ring may take: only a lost one takes this long
         self._open: list[Backend] = []
         self._connections: list[OwnConnection] = []
@@ -134,8 +136,10 @@ class Harness:
     def has(self, need: str) -> bool:
         """Answer whether cases that need this can be asked: a capability, or a thing of the harness.
 
-        These are `manual_clock`, `worker_rows` and `own_connections`.
+        These are `manual_clock`, `worker_rows`, `own_connections`, and `any_payload`: what no door would let in.
         """
+        if need == "any_payload":
+            return self.any_payload
         if need == "manual_clock":
             return self.clock is not None
         if need == "worker_rows":

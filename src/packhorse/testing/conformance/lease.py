@@ -241,7 +241,7 @@ async def a_worker_that_restarts_at_once_does_not_hide_its_dead_self(h: Harness)
 async def retire_lapses_what_the_worker_holds_at_once(h: Harness) -> None:
     await h.enqueue(4, max_attempts=3)
     mine, other = await h.claim(3), await h.claim(1, worker="w2")
-    equal(await h.backend.retire("w1", "runner 3 was killed"), 3, "jobs lapsed")
+    equal(len(await h.backend.retire("w1", "runner 3 was killed")), 3, "jobs lapsed")
     for job in mine:
         record = await h.record(job.id)
         equal((record.state, record.attempt, record.worker), (State.PENDING, 1, None), "state, attempt, worker")
@@ -260,7 +260,7 @@ async def retire_sends_each_job_where_a_lapse_would(h: Harness) -> None:
     await h.backend.cancel([asked.id])
     both = await h.start(max_attempts=1, queue="c")
     await h.backend.cancel([both.id])
-    equal(await h.backend.retire("w1", "gone"), 3, "jobs lapsed")
+    equal(len(await h.backend.retire("w1", "gone")), 3, "jobs lapsed")
     states = [await h.state(job.id) for job in (poison, asked, both)]
     equal(states, [State.FAILED, State.CANCELLED, State.CANCELLED], "states")
     for job in (poison, asked, both):
@@ -270,11 +270,11 @@ async def retire_sends_each_job_where_a_lapse_would(h: Harness) -> None:
 @case()
 async def retire_of_an_unknown_worker_answers_0(h: Harness) -> None:
     job = await h.start()
-    equal(await h.backend.retire("nobody", "gone"), 0, "answer for an unknown worker")
+    equal(len(await h.backend.retire("nobody", "gone")), 0, "answer for an unknown worker")
     await h.beat("idle")
-    equal(await h.backend.retire("idle", "stopped"), 0, "answer for an idle worker")
-    equal(await h.backend.retire("w1", "gone"), 1, "answer at first")
-    equal(await h.backend.retire("w1", "gone"), 0, "answer when repeated")
+    equal(len(await h.backend.retire("idle", "stopped")), 0, "answer for an idle worker")
+    equal(len(await h.backend.retire("w1", "gone")), 1, "answer at first")
+    equal(len(await h.backend.retire("w1", "gone")), 0, "answer when repeated")
     equal(len((await h.record(job.id)).errors), 1, "errors")
 
 
@@ -283,7 +283,7 @@ async def retire_takes_any_number_of_jobs(h: Harness) -> None:
     await h.enqueue(BATCH_MAX + 100)
     await h.claim(BATCH_MAX)
     await h.claim(100)
-    equal(await h.backend.retire("w1", "gone"), BATCH_MAX + 100, "jobs lapsed")
+    equal(len(await h.backend.retire("w1", "gone")), BATCH_MAX + 100, "jobs lapsed")
     equal((await h.backend.counts())["default"].states, {State.PENDING: BATCH_MAX + 100}, "counts")
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import msgspec
 
-from ...backends.base import BATCH_MAX, Query, QueueChange
+from ...backends.base import BATCH_MAX, Query, QueueChange, WorkerInfo
 from ...errors import InvalidOption
 from ...job import TERMINAL, State
 from .case import case, equal, raises, true
@@ -45,6 +45,18 @@ async def find_answers_the_records_that_get_answers(h: Harness) -> None:
         await h.put(state, queue=f"for-{state}", tags=("a", "b"), meta={"m": "1"}, key="k")
     for job in await h.all():
         equal(job, await h.record(job.id), "record")
+
+
+@case()
+async def workers_answers_what_each_said_of_itself_last(h: Harness) -> None:
+    """Also what it says after others: its trouble must be seen while it lasts, and no longer."""
+    said = WorkerInfo(id="w1", host="box", pid=7, busy=2, trouble="event loop blocked for 3 s in shop.py:31 resize")
+    await h.backend.heartbeat(WorkerInfo(id="w1", host="box", pid=7), h.lease_ms)
+    await h.backend.heartbeat(WorkerInfo(id="w2"), h.lease_ms)
+    for now in (said, msgspec.structs.replace(said, busy=1), WorkerInfo(id="w1", host="box", pid=7)):
+        await h.backend.heartbeat(now, h.lease_ms)
+        found = {info.id: (info.busy, info.trouble) for info in await h.backend.workers()}
+        equal(found, {"w1": (now.busy, now.trouble), "w2": (0, "")}, "busy and trouble")
 
 
 @case()

@@ -31,7 +31,7 @@ async def _cancel(h: Harness, job_id: str, token: str) -> None:
 
 async def _promote(h: Harness, job_id: str, token: str) -> None:
     for info in await h.backend.workers():  # the others live, so that only due jobs move
-        await h.backend.heartbeat(info, 10**12)
+        await h.backend.heartbeat(info, 86_400_000)
     await h.advance(60_000 if h.clock is not None else 2 * h.step_ms)
     await h.tick()
 
@@ -82,7 +82,7 @@ async def _rerun_with_parents(h: Harness, job_id: str, token: str) -> None:
 
 async def _again_waiting(h: Harness, job_id: str, token: str) -> None:
     if h.has("dependencies"):
-        await h.backend.enqueue([h.spec(id=job_id, after=(await h.add(queue="more parents"),))])
+        await h.backend.enqueue([h.spec(id=job_id, after=(await h.add(queue="more-parents"),))])
 
 
 #: Everything that can be tried to bring a job into a state.
@@ -97,7 +97,7 @@ PUSHES: dict[State, tuple[Push, ...]] = {
 }
 
 
-async def _put(h: Harness, source: State, target: State) -> tuple[str, str]:
+async def put(h: Harness, source: State, target: State) -> tuple[str, str]:
     """Bring a job into `source`, such that there is a way to `target` if the table has one.
 
     A scheduled one is due soon, so that it can be promoted. To wait again it needs a parent, and to be scheduled when
@@ -122,7 +122,7 @@ def _may(source: State, target: State) -> Case:
     async def body(h: Harness) -> None:
         reached = set()
         for push in PUSHES[target]:
-            job_id, token = await _put(h, source, target)
+            job_id, token = await put(h, source, target)
             await push(h, job_id, token)
             reached.add(await h.state(job_id))
             await _clean_up(h, job_id)
@@ -135,7 +135,7 @@ def _may(source: State, target: State) -> Case:
 def _never(source: State, target: State) -> Case:
     async def body(h: Harness) -> None:
         for push in PUSHES[target]:
-            job_id, token = await _put(h, source, target)
+            job_id, token = await put(h, source, target)
             before = await h.record(job_id)
             await push(h, job_id, token)
             after = await h.record(job_id)

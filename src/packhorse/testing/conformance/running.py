@@ -17,6 +17,7 @@ import msgspec
 
 from ...backends.opening import open_backend
 from ...clock import SYSTEM_CLOCK, ManualClock, precise_boot_ms
+from ...errors import ConfigurationError
 from .case import Broken, Case, registered, run_on
 from .harness import Harness, SharedHarness
 
@@ -76,12 +77,20 @@ def harness_factory(url: str, directory: Path, *, manual_clock: bool = False) ->
     Of any other URL `{case}` is replaced by a number, another for each case, and must name a new store. Without it the
     URL is taken as it is; its store must hold no jobs and is emptied after each case. With `manual_clock` the backend
     is given a clock that it must go by, and no case waits; without, durations are short and pass in reality.
+
+    Raises ConfigurationError for the URL of a server of packhorse: that moves time on by itself, which cases that count
+    what a tick did would take for faults. The store behind it can be checked.
     """
     scheme = urlsplit(url).scheme.lower()
     if scheme == "memory":
         return _memory
     if scheme == "sqlite":
         return lambda: _sqlite(directory)
+    if scheme in {"http", "https"}:
+        raise ConfigurationError(
+            "a server of packhorse ticks its store by itself, which this suite would take for faults; "
+            "give the URL of the store behind it"
+        )
     numbers = itertools.count()
 
     def make() -> Harness:

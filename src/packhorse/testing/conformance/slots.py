@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ...backends.base import BATCH_MAX, EACH_KEY, Backend, Limit, Rerun, Verdict, queue_topic
+from ...backends.base import BATCH_MAX, EACH_KEY, NOT_COUNTED, Backend, Limit, Rerun, Verdict, queue_topic
 from ...chance import Chance
 from ...job import Claimed, State
 from .case import case, equal, true
@@ -36,7 +36,7 @@ async def _lapse(h: Harness, jobs: list[Claimed]) -> None:
 
 
 async def _retire(h: Harness, jobs: list[Claimed]) -> None:
-    equal(await h.backend.retire("w1", "its process died"), len(jobs), "jobs lapsed")
+    equal(len(await h.backend.retire("w1", "its process died")), len(jobs), "jobs lapsed")
 
 
 async def _cancel(h: Harness, jobs: list[Claimed]) -> None:
@@ -302,3 +302,52 @@ async def a_limit_that_is_set_over_many_jobs_holds_at_once(h: Harness) -> None:
             break
     true(other in started, "a job of another type started within 50 claims")
     equal(len(started), 3, "starts: two of the limited type, and the other")
+
+
+# ---- what rates held back, for whoever measures ----------------------------------------------------------
+
+
+async def _starts(h: Harness) -> int:
+    return len(await h.claim(BATCH_MAX))
+
+
+@case(needs=_CLOCK)
+async def a_rate_that_is_spent_while_jobs_wait_counts_once_until_it_opens(h: Harness) -> None:
+    counts = h.backend.rate_limited
+    if counts is NOT_COUNTED:
+        return  # whoever this passes its claims on to counts them
+    await _limit(h, rate=2, period_ms=3_600_000, burst=2)
+    await _limit(h, type="few", rate=2, period_ms=3_600_000, burst=2)
+    await _limit(h, type="one", concurrency=1)
+    await h.enqueue(5)
+    await h.enqueue(2, type="few")
+    await h.enqueue(3, type="one")
+    await h.enqueue(3, type="free")
+    equal(await _starts(h), 2 + 2 + 1 + 3, "starts")
+    for _ in range(3):
+        equal(await _starts(h), 0, "starts of a spent rate")
+    equal(dict(counts), {"work": 1}, "what rates held back: not the end of jobs, not concurrency, not no limit")
+    await h.advance(1_800_000)
+    equal(await _starts(h), 1, "starts when it opens")
+    for _ in range(3):
+        equal(await _starts(h), 0, "starts of a spent rate")
+    equal(dict(counts), {"work": 2}, "what rates held back")
+    await h.advance(3_600_000)
+    equal(await _starts(h), 2, "starts of the last two")
+    equal(await _starts(h), 0, "starts of nothing")
+    equal(dict(counts), {"work": 2}, "what rates held back: nothing waits any more")
+
+
+@case(needs=_CLOCK)
+async def a_rate_of_a_key_that_is_spent_counts_for_its_type(h: Harness) -> None:
+    counts = h.backend.rate_limited
+    if counts is NOT_COUNTED:
+        return
+    await _limit(h, key=EACH_KEY, rate=1, period_ms=3_600_000)
+    for key in ("a", "b"):
+        await h.enqueue(3, key=key)
+    await h.enqueue(1, key="c")
+    equal(await _starts(h), 3, "starts, one of each key")
+    for _ in range(3):
+        equal(await _starts(h), 0, "starts of spent rates")
+    equal(dict(counts), {"work": 2}, "what rates held back: a and b; c has no more jobs")

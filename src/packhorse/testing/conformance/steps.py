@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from ... import codec
 from ...backends.base import BATCH_MAX, Note, Rerun, Verdict, WorkerInfo
 from ...job import Claimed, State
 from .case import case, equal
@@ -40,6 +41,20 @@ async def a_step_recorded_again_is_one_step(h: Harness) -> None:
     for _ in range(3):
         await h.beat(notes=[_step(job, "a", b"[1]"), _step(job, "b", b"[2]")])
     equal(await _steps(h, job.id), {"a": b"[1]", "b": b"[2]"}, "steps")
+
+
+@case(needs=_NEEDS)
+async def a_log_is_kept_like_a_step_and_written_anew(h: Harness) -> None:
+    """Names that no step can have: what attempts logged, each under its own, the latest value of each."""
+    job = await h.start(max_attempts=9)
+    await h.beat(notes=[_step(job, "~log.1", b'{"lines":[1]}'), _step(job, "a")])
+    longer = b'{"lines":[1,2,"' + b"x" * 32_000 + b'"]}'
+    await h.beat(notes=[_step(job, "~log.1", longer)])
+    await h.settle(job, State.PENDING)
+    (again,) = await h.claim()
+    await h.beat(notes=[_step(again, "~log.2", b'{"lines":[3]}'), _step(job, "~log.1", b'{"lines":["late"]}')])
+    wanted = {"~log.1": longer, "~log.2": b'{"lines":[3]}', "a": b"1"}
+    equal((await h.record(job.id, await h.open())).steps, wanted, "what is remembered")
 
 
 @case(needs=_NEEDS)
@@ -147,8 +162,8 @@ async def a_job_remembers_a_whole_batch_of_steps(h: Harness) -> None:
 async def a_step_may_be_named_and_come_to_anything(h: Harness) -> None:
     job = await h.start()
     for name in ("", " ", "'; DROP TABLE steps; --", "🐴" * 60, "a\nb", "null", "[1]", "x" * 256):
-        await h.beat(notes=[_step(job, name, f'"{name}"'.encode())])
-        equal((await _steps(h, job.id)).get(name), f'"{name}"'.encode(), f"result of the step {name!r}")
+        await h.beat(notes=[_step(job, name, codec.encode(name))])
+        equal((await _steps(h, job.id)).get(name), codec.encode(name), f"result of the step {name!r}")
     large = b'"' + b"x" * 200_000 + b'"'
     await h.beat(notes=[_step(job, "large", large)])
     equal((await _steps(h, job.id))["large"] == large, True, "a large result came back as it was")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ... import codec
 from ...backends.base import (
     ABSENT_KEPT_MS,
     TRANSFER_BYTES_MAX,
@@ -67,7 +68,7 @@ async def _fill(h: Harness) -> list[str]:
     await h.settle(retried, State.SCHEDULED, delay_ms=DELAY_MS_MAX, error=h.error(1))
     parked = await h.start(**fields)
     await h.settle(parked, State.SCHEDULED, delay_ms=DELAY_MS_MAX, refund=True, park=True)
-    ended = await h.start(payload=b"x" * 5_000)
+    ended = await h.start(payload=b'"' + b"x" * 5_000 + b'"')
     await h.settle(ended, result=b'"' + b"r" * 9_000 + b'"')
     ids += [retried.id, parked.id, ended.id]
     if h.has("steps"):
@@ -79,7 +80,8 @@ async def _fill(h: Harness) -> list[str]:
     ids.append(await h.add(**fields, delay_ms=DELAY_MS_MAX))
     cancelled = await h.add(**fields)
     await h.backend.cancel([cancelled])
-    ids += [cancelled, await h.add(**fields), await h.add(unique=Unique(key="u")), await h.add(payload=b"y" * 70_000)]
+    large = await h.add(payload=b'"' + b"y" * 70_000 + b'"')
+    ids += [cancelled, await h.add(**fields), await h.add(unique=Unique(key="u")), large]
     if h.has("dependencies"):
         parent = await h.add(queue="parents")
         ids += [parent, await h.add(**fields, after=(parent,), delay_ms=5, after_failed="continue")]
@@ -223,6 +225,19 @@ async def a_schedule_that_is_here_already_takes_the_later_cursor(h: Harness) -> 
 
 @case(needs=_NEEDS)
 async def large_jobs_travel_in_smaller_batches(h: Harness) -> None:
+    most = TRANSFER_BYTES_MAX // codec.PAYLOAD_BYTES_MAX
+    ids = []
+    for _ in range(most + 4):
+        ids.append(await h.add(payload=b'"' + b"x" * (codec.PAYLOAD_BYTES_MAX - 2) + b'"'))
+    other = other_store(h)
+    transfers = await move_all(h.backend, other)
+    true(max(len(transfer.jobs) for transfer in transfers) <= most + 1, "too large a batch")
+    equal(sum(len(transfer.jobs) for transfer in transfers), len(ids), "jobs that left")
+    equal([record is not None for record in await other.get(ids)], [True] * len(ids), "jobs that arrived")
+
+
+@case(needs=(*_NEEDS, "any_payload"))
+async def a_job_larger_than_a_batch_travels_alone(h: Harness) -> None:
     size = TRANSFER_BYTES_MAX // 3
     ids = await h.enqueue(5, payload=b'"' + b"x" * size + b'"')
     ids.append(await h.add(payload=b'"' + b"y" * (TRANSFER_BYTES_MAX + 1) + b'"'))

@@ -10,13 +10,14 @@ Rules of their own files: `family` (parents), `admission` (unique keys, capacity
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from ...backends.base import (
     Firing,
+    Lapse,
     Pulse,
     QueueChange,
     Rerun,
@@ -29,7 +30,7 @@ from ...backends.base import (
 )
 from ...backends.memory import MemoryStore
 from ...errors import NotFound, PackhorseError
-from ...job import LIVE, TERMINAL, Claimed, State
+from ...job import LIVE, LOG_PREFIX, TERMINAL, Claimed, State
 from .admission import Admission
 from .book import Book, Entry, Excuses, Run, Violation
 from .family import Families
@@ -204,7 +205,7 @@ class Ledger:
 
     def _keep_step(self, who: str, entry: Entry, step: str, result: bytes) -> None:
         kept = entry.steps.get(step)
-        if kept is not None and kept != result:
+        if kept is not None and kept != result and not step.startswith(LOG_PREFIX):
             raise Violation(f"the step {step} of {entry.label} was {kept!r}, and is kept again as {result!r}")
         self.book.count("step kept" if kept is None else "step kept again")
         self._say(who, f"step {step} of {entry.label}#{entry.token} is kept")
@@ -215,16 +216,23 @@ class Ledger:
         self.lease_end_ms[worker] = self._now_ms() + lease_ms
         self.lease_ms[worker] = lease_ms
 
-    def _after_retire(self, who: str, args: tuple[Any, ...], count: int) -> None:
+    def _after_retire(self, who: str, args: tuple[Any, ...], lapses: list[Lapse]) -> None:
         worker = args[0]
         lost = [e for e in self.book.live.values() if e.worker == worker and e.state is State.RUNNING]
-        if count != len(lost):
-            raise Violation(f"{worker} was retired with {count} jobs, the book says {len(lost)}")
         self.lease_end_ms[worker] = self._now_ms()
         for entry in lost:
             self._lapse(entry, "retired")
+        self._check_named(f"the retirement of {worker}", lapses, lost)
+
+    def _check_named(self, what: str, lapses: Sequence[Lapse], lapsed: Sequence[Entry]) -> None:
+        """Check that each lapse was named, with what became of the job, and nothing else."""
+        named = sorted((lapse.id, lapse.attempt, lapse.state) for lapse in lapses)
+        written = sorted((entry.id, entry.attempt, entry.state) for entry in lapsed)
+        if named != written:
+            raise Violation(f"{what} named the lapses {named}, the book says {written}")
 
     def _after_tick(self, who: str, args: tuple[Any, ...], answer: Ticked) -> None:
+        lapsed: list[Entry] = []
         for entry in list(self.book.live.values()):
             actual = self._store.jobs.get(entry.id)
             if actual is None:
@@ -238,6 +246,8 @@ class Ledger:
             elif entry.state is State.RUNNING and (actual.token != entry.token or actual.state is not entry.state):
                 self._check_lapse(entry)
                 self._lapse(entry, "lapsed")
+                lapsed.append(entry)
+        self._check_named("a tick", answer.lapses, lapsed)
         self.families.serve()
         for entry in self.book.live.values():
             self.book.compare(entry)

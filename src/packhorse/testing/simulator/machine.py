@@ -39,6 +39,9 @@ class SimClock:
     def boot_ms(self) -> int:
         return _BOOT_MS + self._kernel.now_us // US_PER_MS
 
+    def boot_ns(self) -> int:
+        return _BOOT_MS * 1_000_000 + self._kernel.now_us * 1_000
+
 
 class Life:
     """One worker process, from its start to its end."""

@@ -17,9 +17,11 @@ import msgspec
 
 from ...backends.base import (
     Backend,
+    Changes,
     Enqueued,
     Firing,
     Keep,
+    Lapse,
     Limit,
     Note,
     Page,
@@ -341,9 +343,9 @@ class Wire(Backend):
         pulse: Pulse = await self._call("heartbeat", msgspec.structs.replace(worker), lease_ms, list(notes))
         return pulse
 
-    async def retire(self, worker: str, reason: str) -> int:
-        count: int = await self._call("retire", worker, reason)
-        return count
+    async def retire(self, worker: str, reason: str) -> list[Lapse]:
+        lapses: list[Lapse] = await self._call("retire", worker, reason)
+        return lapses
 
     async def tick(self, limit: int, keep: Keep) -> Ticked:
         ticked: Ticked = await self._call("tick", limit, keep)
@@ -372,6 +374,10 @@ class Wire(Backend):
     async def workflows(self, limit: int = 100, before: str | None = None) -> list[WorkflowCounts]:
         counts: list[WorkflowCounts] = await self._call("workflows", limit, before)
         return counts
+
+    async def changes(self, cursor: str | None = None) -> Changes:
+        found: Changes = await self._call("changes", cursor)
+        return found
 
     async def cancel(self, ids: Sequence[str]) -> list[Steered]:
         answers: list[Steered] = await self._call("cancel", list(ids))

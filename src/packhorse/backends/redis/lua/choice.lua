@@ -4,7 +4,8 @@
 -- of its lanes up to which they were looked at. So a claim looks at as many lanes as it takes jobs, plus those that are
 -- shut.
 
-local choice = {}
+-- `choice.shut_by_rate`: what was left pending because a rate is spent: type, when that opens (0: of one key), type, ...
+local choice = {shut_by_rate = {}}
 local CHUNK = 64
 local SIFT_MAX = 2000
 
@@ -165,14 +166,27 @@ local function open_lane(queue, marker, wanted)
     }
 end
 
+local function note_shut(job_type, at_ms)
+    local noted = choice.shut_by_rate
+    noted[#noted + 1] = job_type
+    noted[#noted + 1] = string.format("%.0f", at_ms)
+end
+
 -- Take from a lane whose turn it is, unless a gate is shut.
 local function take_from_lane(heap, source, taken, shut)
     local gate = shut_gate(source.gates)
     if gate then
+        local at_ms = limit.opens(gate)
         if gate.name == source.type then
             shut[source.type] = true
+            if at_ms then
+                note_shut(source.type, at_ms)
+            end
         else
-            source.sleeps_until = limit.opens(gate)
+            source.sleeps_until = at_ms
+            if at_ms then
+                note_shut(source.type, 0)
+            end
         end
         return
     end

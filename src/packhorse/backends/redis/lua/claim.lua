@@ -1,5 +1,6 @@
 -- args: queues, limit, lease_ms, worker, token (8 bytes), what is known of the worker. Answers the jobs' strings as
--- they were before, each after its id. An empty claim writes nothing: an idle worker costs its server no writes.
+-- they were before, each after its id; then, after an empty id, what a spent rate left pending (choice.lua), if anything.
+-- An empty claim writes nothing: an idle worker costs its server no writes.
 
 local queues, wanted, lease_ms, worker, token, info = unpack(args, 1, 6)
 
@@ -81,12 +82,15 @@ for _, queue in ipairs(queues) do
         end
     end
 end
+local answer, held, tail = {}, P .. "held:" .. worker, token .. worker
+if #choice.shut_by_rate > 0 then
+    answer[2 * n + 1], answer[2 * n + 2] = "", choice.shut_by_rate
+end
 if n == 0 then
     store.finish()
-    return claimed
+    return answer
 end
 
-local answer, held, tail = {}, P .. "held:" .. worker, token .. worker
 for i, j in ipairs(claimed) do
     local id = j.id
     answer[2 * i - 1] = id

@@ -330,5 +330,6 @@ function family.forget(j)
     end
     call("DEL", job.key(id))
     job.gone(j)
+    told.note(id, 0)
     return #parents
 end

@@ -218,6 +218,9 @@ function job.move(j, state)
     if j.state ~= state then
         job.recount(j, j.state ~= AWAY and j.state or nil, state) -- a new one is not here either
         j.state = state
+        if told.count ~= false and not j.arrives then -- from another store: that is not told
+            told.note(j.id, state)
+        end
     end
     job.save(j)
 end

@@ -36,7 +36,8 @@ function running.let_go(j)
     freed[j.type] = true
 end
 
--- Take a running job from a lost worker: it starts over, or ends with its last attempt.
+-- Take a running job from a lost worker: it starts over, or ends with its last attempt. Answers what becomes of it:
+-- id, queue, type, attempt, attempts at most, state.
 function running.lapse(j, reason)
     job.add_error(j, cmsgpack.pack({"lapse", j.attempt, reason, now_ms}))
     running.let_go(j)
@@ -47,6 +48,7 @@ function running.lapse(j, reason)
         place.make_ready(j, now_ms)
         store.ring_queue(j.queue)
     end
+    return {j.id, j.queue, j.type, j.attempt, j.attempts_max, j.state}
 end
 
 -- Ring the queues where jobs of a limited type wait, one of which ended.

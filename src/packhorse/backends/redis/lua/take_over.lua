@@ -16,7 +16,7 @@ local function create(moved)
         payload_at = moved.payload_at, result_at = moved.result_at, key = moved.key, unique = moved.unique,
         unique_states = moved.unique_states,
         unique_ms = moved.unique_ms, workflow = moved.workflow, schedule = moved.schedule, text = false,
-        tail = moved.result or "", is_dirty = false,
+        tail = moved.result or "", is_dirty = false, arrives = true,
     }
     job.add(j, moved.rest)
     call("ZADD", P .. "all", j.seq, j.id)

@@ -1,5 +1,5 @@
--- args: limit, how long succeeded, failed and cancelled jobs are kept. Answers promoted, lapsed, dropped, freed,
--- next due (-1: nothing), now, and the schedules that want planning.
+-- args: limit, how long succeeded, failed and cancelled jobs are kept. Answers how many were promoted,
+-- the jobs that lapsed, how many were dropped and freed, next due (-1: nothing), now, and the schedules that want planning.
 
 local limit_jobs, keep = args[1], {[SUCCEEDED] = args[2], [FAILED] = args[3], [CANCELLED] = args[4]}
 local CHILDREN_MAX, PARENTS_MAX = 2000, 20000
@@ -19,16 +19,15 @@ local function promote()
     return promoted
 end
 
--- Lapse what a worker without a lease holds, at most `most`; answers how many jobs that were.
-local function lapse(worker, most)
-    local held, lapsed = P .. "held:" .. worker, 0
+-- Lapse what a worker without a lease holds, until `lapsed` has `limit_jobs`.
+local function lapse(worker, lapsed)
+    local held, most = P .. "held:" .. worker, limit_jobs - #lapsed
     local ids = call("SRANDMEMBER", held, most)
     table.sort(ids)
     for _, id in ipairs(ids) do
         local j = job.load(id)
         if j and running.worker(j) == worker then
-            running.lapse(j, "the lease of the worker ran out")
-            lapsed = lapsed + 1
+            lapsed[#lapsed + 1] = running.lapse(j, "the lease of the worker ran out")
         else
             call("SREM", held, id)
         end
@@ -39,19 +38,18 @@ local function lapse(worker, most)
         call("ZREM", P .. "leases", worker)
         call("HDEL", P .. "workers", worker)
     end
-    return lapsed
 end
 
 -- Workers whose lease ran out, and those that hold jobs though nobody knows them.
 local function lapse_all()
-    local lapsed = 0
+    local lapsed = {}
     local gone = call("ZRANGEBYSCORE", P .. "leases", "-inf", now_ms)
     for _, worker in ipairs(call("ZDIFF", 2, P .. "holders", P .. "leases")) do
         gone[#gone + 1] = worker
     end
     for _, worker in ipairs(gone) do
-        if lapsed < limit_jobs then
-            lapsed = lapsed + lapse(worker, limit_jobs - lapsed)
+        if #lapsed < limit_jobs then
+            lapse(worker, lapsed)
         end
     end
     return lapsed
@@ -146,6 +144,7 @@ local function next_due_ms()
 end
 
 store.go_on_when_full()
+told.is_asked() -- ends the log where nobody did for long
 sweep.go_on()
 local promoted = promote()
 local lapsed = lapse_all()

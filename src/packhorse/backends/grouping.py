@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ..base import BATCH_MAX
+from .messages import BATCH_MAX
 
 #: Bytes of payloads or results in one call, about; what is more travels in the next.
 GROUP_BYTES_MAX = 4 * 1024 * 1024

@@ -1,0 +1,1 @@
+"""Who may come in: tokens, sessions, Host and Origin, and what becomes of wrong tokens."""

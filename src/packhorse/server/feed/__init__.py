@@ -1,0 +1,1 @@
+"""What changes: one follower of the store, the events made of it, and those who listen."""

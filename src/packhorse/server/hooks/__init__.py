@@ -1,0 +1,1 @@
+"""Webhooks: signed posts of outcomes, to addresses that are public."""

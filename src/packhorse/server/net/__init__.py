@@ -1,0 +1,1 @@
+"""The network: sockets, connections, and the limits on what a client may make us wait for or hold."""
