@@ -6,13 +6,17 @@ boot clock measures how long something took or may still take, and goes on throu
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 # Linux and macOS count suspend in this clock; where it is missing, monotonic is the next best.
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+#: Whether the system tells the processor time of each thread, and how Linux numbers those clocks (`posix-timers.h`).
+TELLS_THREAD_CPU = sys.platform == "linux"
+_CPUCLOCK_SCHED, _CPUCLOCK_PERTHREAD = 2, 4
 
 
 class Clock(Protocol):
@@ -41,25 +45,20 @@ class SystemClock:
         return time.clock_gettime_ns(_BOOT_CLOCK)
 
 
-def thread_cpu_ns(ident: int) -> int | None:
-    """Answer the processor time a thread has used, ns; None where the system does not tell or the thread is gone.
+def thread_cpu_ns(native_id: int) -> int | None:
+    """Answer the processor time that a thread of this process used, ns; None if it is gone or the system does not tell.
 
-    `ident` must be of a thread that lives while the caller holds the interpreter lock: one of `threading.enumerate`.
+    `native_id` is the kernel's number of the thread, not its `ident`: of one that is gone that is a bad address.
     """
     try:
-        clock = thread_cpu_clock(ident)
-        return None if clock is None else time.clock_gettime_ns(clock)
+        return time.clock_gettime_ns(thread_cpu_clock(native_id)) if TELLS_THREAD_CPU else None
     except OSError:
         return None
 
 
-def thread_cpu_clock(ident: int) -> int | None:
-    """Answer the system's number of the clock of a thread's processor time; None on macOS and Windows.
-
-    For `ident` see `thread_cpu_ns`. Raises OSError if the thread is gone.
-    """
-    clock_of: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)
-    return None if clock_of is None else clock_of(ident)
+def thread_cpu_clock(native_id: int) -> int:
+    """Answer Linux's number of the clock of a thread's processor time, whether or not it lives."""
+    return ~native_id << 3 | _CPUCLOCK_PERTHREAD | _CPUCLOCK_SCHED
 
 
 class ManualClock:

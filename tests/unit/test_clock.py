@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 
 import pytest
 
 from packhorse.clock import (
     SYSTEM_CLOCK,
+    TELLS_THREAD_CPU,
     ManualClock,
     pause,
     precise_boot_ms,
     process_cpu_ms,
+    thread_cpu_ns,
     to_datetime,
     to_rfc3339,
 )
@@ -38,6 +41,23 @@ def test_cpu_time_grows_with_work():
     while process_cpu_ms() == before_ms:
         sum(range(1_000))
     assert process_cpu_ms() > before_ms
+
+
+@pytest.mark.skipif(not TELLS_THREAD_CPU, reason="this system does not tell the processor time of a thread")
+def test_the_processor_time_of_threads_is_told_and_none_of_those_that_are_gone():
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(64)]  # more than the C library keeps stacks for
+    for thread in threads:
+        thread.start()
+    numbers = [thread.native_id for thread in threads]
+    assert all(0 < thread_cpu_ns(number) < 10_000_000_000 for number in numbers)
+    done.set()
+    for thread in threads:
+        thread.join()
+    while any(thread_cpu_ns(number) is not None for number in numbers):  # joined is not yet gone for the kernel
+        pause(0.001)
+    own_ns = thread_cpu_ns(threading.get_native_id())
+    assert abs(own_ns - time.thread_time_ns()) < 1_000_000_000
 
 
 def test_a_manual_clock_stands_still_until_it_is_advanced():

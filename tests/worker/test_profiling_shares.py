@@ -52,7 +52,7 @@ def accepted() -> Iterator[None]:
 
 
 def used_ns() -> int:
-    return thread_cpu_ns(threading.get_ident()) or 0
+    return thread_cpu_ns(threading.get_native_id()) or 0
 
 
 def crunch(us: int) -> None:

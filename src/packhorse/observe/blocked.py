@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from ..wording import quantity
-from .stacks import Frame, cut, frames_of, job_at, place_of, say_frames, say_place, say_yours, walk
+from .stacks import Frame, cut, frames_of, job_at, place_of, say_frames, say_place, say_yours, uncollected, walk
 
 log = logging.getLogger("packhorse.worker")
 
@@ -223,8 +223,9 @@ class LoopWatcher:
         return True
 
     def _find(self) -> Found:
-        frames = walk(sys._current_frames().get(self._loop_thread))  # noqa: SLF001  # documented for this use
-        inner, start = cut(frames, place_of)
-        job = job_at(start)
+        with uncollected():
+            frames = walk(sys._current_frames().get(self._loop_thread))  # noqa: SLF001  # documented for this use
+            inner, start = cut(frames, place_of)
+            job = job_at(start)
         spots = [(frame.f_code, frame.f_lineno or 0) for frame in inner or frames]
         return Found(frames_of(spots), job.id if job is not None else "", job.type if job is not None else "")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ..clock import thread_cpu_clock
+from ..clock import TELLS_THREAD_CPU, thread_cpu_clock
 from .stacks import owner_of
 
 if TYPE_CHECKING:
@@ -102,15 +102,14 @@ class Interrupts:
                 ("rest", ctypes.c_char * 44),
             )
 
-        main = threading.main_thread()
-        if main.ident is None or main.native_id is None:
-            raise OSError("the main thread has no number")
+        main = threading.main_thread().native_id
+        if main is None or not TELLS_THREAD_CPU:
+            raise OSError("only Linux has them")
         self._c = ctypes.CDLL(None, use_errno=True)
-        event = Event(signo=number, notify=_SIGEV_THREAD_ID, thread=main.native_id)
+        event = Event(signo=number, notify=_SIGEV_THREAD_ID, thread=main)
         timer = ctypes.c_void_p()
-        if (clock := thread_cpu_clock(main.ident)) is None:
-            raise OSError("its clock has no number")
-        if self._c.timer_create(ctypes.c_int(clock), ctypes.byref(event), ctypes.byref(timer)):
+        clock = ctypes.c_int(thread_cpu_clock(main))
+        if self._c.timer_create(clock, ctypes.byref(event), ctypes.byref(timer)):
             raise OSError(ctypes.get_errno(), "timer_create")
         self._timer = timer
         times = (ctypes.c_long * 4)(*divmod(self._gap_ns, 1_000_000_000), *divmod(self._gap_ns, 1_000_000_000))

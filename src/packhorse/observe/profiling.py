@@ -14,7 +14,7 @@ import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Literal, NamedTuple
@@ -24,7 +24,7 @@ import msgspec
 from ..clock import Clock, thread_cpu_ns
 from ..wording import quantity
 from .interrupts import Interrupts, NoInterruptsError
-from .stacks import NAME_CHARS_MAX, Owner, clean, owner_of, short_file
+from .stacks import NAME_CHARS_MAX, Owner, clean, owner_of, short_file, uncollected
 
 Mode = Literal["cpu", "wall"]
 
@@ -136,6 +136,7 @@ class Sampler:
         self._switches_s = sys.getswitchinterval()
         self._asks_s = _ASKS_SHARED_S
         self._main = threading.main_thread().ident or 0
+        self._main_number = threading.main_thread().native_id or 0
         self._interrupted = interrupted
         self._interrupts: deque[tuple[int, Seen]] | None = None  # of the main thread: its processor time, and what
         self._interrupted_ns = 0
@@ -155,7 +156,7 @@ class Sampler:
             end_ns = start_ns + min(duration_ms, DURATION_MS_MAX) * 1_000_000
             samples = missed = 0
             due_ns = start_ns + gap_ns
-            self._read_cpu({thread.ident for thread in threading.enumerate() if thread.ident is not None})
+            self._read_cpu(threading.get_ident())
             while due_ns <= end_ns and not self._wait(due_ns):
                 now_ns = self._clock.boot_ns()
                 if samples % self._rate == 0:
@@ -196,7 +197,7 @@ class Sampler:
             yield
             return
         interrupts = Interrupts(self._keep_interrupt, self._rate)
-        self._interrupted_ns = thread_cpu_ns(self._main) or 0
+        self._interrupted_ns = thread_cpu_ns(self._main_number) or 0
         try:
             interrupts.start()
             self._interrupts = deque()
@@ -210,7 +211,7 @@ class Sampler:
     def _keep_interrupt(self, frame: FrameType) -> None:
         """In the main thread, between any two of its steps: so without a lock."""
         if self._interrupts is not None and self._interrupted is not None:
-            self._interrupts.append((thread_cpu_ns(self._main) or 0, self._interrupted(frame)))
+            self._interrupts.append((thread_cpu_ns(self._main_number) or 0, self._interrupted(frame)))
 
     def _take_interrupts(self) -> None:
         while self._interrupts:
@@ -223,10 +224,10 @@ class Sampler:
             self._ever_interrupted = True
 
     def _take(self, since_ns: int) -> None:
-        looked = list(self._look(self._mode))  # before all else: soon another thread has the lock again
+        with uncollected():
+            looked = list(self._look(self._mode))  # before all else: soon another thread has the lock again
         me = threading.get_ident()
-        alive = {thread.ident for thread in threading.enumerate() if thread.ident not in {None, me}}
-        used_ns = self._read_cpu(alive)
+        used_ns = self._read_cpu(me)
         if self._mode == "cpu":
             busy = sum(each_ns > since_ns * _BUSY for each_ns in used_ns.values()) if self._cpu_ns else 2
             self._is_shared = busy > 1
@@ -246,17 +247,19 @@ class Sampler:
                     self._shared_ns += weight_ns
             self._add(seen, weight_ns, group)
 
-    def _read_cpu(self, alive: Collection[int | None]) -> dict[int, int]:
-        """Answer what each thread used since the last time, ns."""
+    def _read_cpu(self, me: int) -> dict[int, int]:
+        """Answer what each thread but this one used since the last time, ns."""
         used: dict[int, int] = {}
         if self._mode == "cpu":
-            for ident in alive:
-                if ident is not None and (now_ns := thread_cpu_ns(ident)) is not None:
-                    first_ns, before_ns = self._cpu_ns.get(ident, (now_ns, now_ns))
-                    if now_ns < before_ns:  # another thread of the same number
-                        first_ns = before_ns = now_ns
-                    used[ident] = now_ns - before_ns
-                    self._cpu_ns[ident] = (first_ns, now_ns)
+            for thread in threading.enumerate():
+                ident, number = thread.ident, thread.native_id
+                if ident is None or number is None or ident == me or (now_ns := thread_cpu_ns(number)) is None:
+                    continue
+                first_ns, before_ns = self._cpu_ns.get(ident, (now_ns, now_ns))
+                if now_ns < before_ns:  # another thread of the same number
+                    first_ns = before_ns = now_ns
+                used[ident] = now_ns - before_ns
+                self._cpu_ns[ident] = (first_ns, now_ns)
         return used
 
     def _add(self, seen: Seen, weight_ns: float, group: int | None) -> None:

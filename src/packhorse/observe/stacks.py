@@ -5,10 +5,13 @@ Never with locals: a stack goes into logs and over sockets, and locals hold what
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import PurePath
 from types import CodeType, FrameType
@@ -56,6 +59,8 @@ _WAITING = {
     "threading.py": ("wait", "_wait_for_tstate_lock", "join"),
     "queue.py": ("get", "put"),
 }
+#: From 3.12 on garbage is collected between two steps of a program only.
+_MAKING_FRAMES_COLLECTS = sys.version_info[:2] < (3, 12)
 _THREAD = re.compile(r"(?:Current thread|Thread) (0x[0-9a-f]+)(?: \[[^\]\n]*\])? \(most recent call first\):")
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 
@@ -115,6 +120,24 @@ def cut(frames: Sequence[T], place: Callable[[T], tuple[str, str]]) -> tuple[lis
 def frames_of(spots: Iterable[Spot]) -> list[Frame]:
     """Answer spots as frames that can be sent and said."""
     return [Frame(code.co_filename[-NAME_CHARS_MAX:], line, code.co_name[:NAME_CHARS_MAX]) for code, line in spots]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage: around every look at frames of other threads, or of coroutines that they may run.
+
+    Before Python 3.12 making a frame object may collect garbage, and a finalizer may give the interpreter lock up. Then
+    the other thread goes on, and what is read next is memory of frames that are gone: the process crashes, or worse.
+    Who turns collection off or on within the look, some 100 µs, loses that.
+    """
+    if not _MAKING_FRAMES_COLLECTS or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def walk(frame: FrameType | None) -> list[FrameType]:

@@ -23,7 +23,19 @@ from ..job import Claimed
 from ..observe import interrupts
 from ..observe.current import CURRENT_JOB
 from ..observe.profiling import DURATION_MS_MAX, NO_JOB, RATE_MAX, THE_WORKER, Mode, Sampler, Seen, join
-from ..observe.stacks import FRAMES_MAX, Spot, Stack, cut, frames_of, is_idle, job_at, owner_of, place_of, walk
+from ..observe.stacks import (
+    FRAMES_MAX,
+    Spot,
+    Stack,
+    cut,
+    frames_of,
+    is_idle,
+    job_at,
+    owner_of,
+    place_of,
+    uncollected,
+    walk,
+)
 from .inspection import (
     Declined,
     Halt,
@@ -77,7 +89,10 @@ class View(Protocol):
 
 
 def threads(loop_thread: int, name_of: dict[int, str]) -> Iterator[tuple[int, list[FrameType]]]:
-    """Answer threads with their frames, innermost first: the loop's, then the others, without those that ask."""
+    """Answer threads with their frames, innermost first: the loop's, then the others, without those that ask.
+
+    To be looked through within `uncollected`.
+    """
     found = sys._current_frames()  # noqa: SLF001  # the one way to see another thread; documented for this use
     if loop_thread in found:
         yield loop_thread, interrupts.without(walk(found[loop_thread]))
@@ -341,7 +356,8 @@ class Inspector:
     def _answer(self, asked: Look | Sample | Halt) -> None:
         match asked:
             case Look(number=number):
-                stacks = self._view.stacks()
+                with uncollected():
+                    stacks = self._view.stacks()
                 notes = self._look_at_children(stacks)
                 self._send(Looked(number, stacks, notes))
             case Sample(number=number) if self._sampler is not None:
