@@ -8,10 +8,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from itertools import count
+from typing import Any
 
 import pytest
 
 from packhorse import Packhorse
+from packhorse.clock import SYSTEM_CLOCK, ManualClock
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -21,7 +25,7 @@ pytestmark = [
 
 
 def in_child(work) -> int:
-    """Run `work` in a forked child; answers its exit code, or kills it after 20 s."""
+    """Run `work` in a forked child; answers its exit code, or kills it after a minute."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -30,7 +34,7 @@ def in_child(work) -> int:
             code = 0
         finally:
             os._exit(code)
-    timer = threading.Timer(20, os.kill, (pid, signal.SIGKILL))
+    timer = threading.Timer(60, os.kill, (pid, signal.SIGKILL))
     timer.start()
     try:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -76,6 +80,79 @@ def test_a_child_forked_while_threads_enqueue_does_not_hang(app):
 
 async def _nothing() -> None:
     """Do nothing, on the background loop."""
+
+
+class SlowInAMove(ManualClock):
+    """A clock that takes long for whoever asks it in the middle of a move: with the lock of the store."""
+
+    def __init__(self, thread: str) -> None:
+        super().__init__(SYSTEM_CLOCK.now_ms())
+        self.thread = thread
+        self.in_a_move = lambda: False
+        self.asked = threading.Event()
+
+    def now_ms(self) -> int:
+        if threading.current_thread().name == self.thread and not self.asked.is_set() and self.in_a_move():
+            self.asked.set()
+            time.sleep(0.3)
+        return super().now_ms()
+
+
+_numbers = count()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_child_forked_in_the_middle_of_a_move_enqueues_all_the_same(kind, tmp_path):
+    """Another thread of the parent holds the store's lock then, and nobody in the child would let it go."""
+    clock = SlowInAMove("packhorse-portal" if kind == "memory" else "packhorse-sqlite-writer")
+    url = f"memory://fork-{next(_numbers)}" if kind == "memory" else f"sqlite:///{tmp_path}/jobs.db?busy_timeout=20s"
+    with Packhorse(url, clock=clock) as app:
+        app.enqueue("a")
+        (backend,) = app._backends.values()
+        store: Any = backend.inner
+        clock.in_a_move = store.store.lock.locked if kind == "memory" else lambda: store._engine._db.in_transaction
+        thread = threading.Thread(target=app.enqueue, args=("b",))
+        thread.start()
+        assert clock.asked.wait(60)
+        exit_code = in_child(lambda: app.enqueue("c").record())
+        thread.join()
+        assert exit_code == 0
+        assert app.counts()["default"].states == {"pending": 2 if kind == "memory" else 3}
+
+
+@pytest.mark.parametrize("first", ["parent", "child"])
+def test_what_one_enqueues_after_the_other_has_closed_is_in_the_store(first, tmp_path):
+    """SQLite in a child that inherits a connection takes no locks, and the WAL goes with who closes first."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    app = Packhorse(url)
+    app.enqueue("a")
+    app.counts()  # the reader has a connection of its own
+    (to_read, to_write), (told_read, told_write) = os.pipe(), os.pipe()
+
+    def close() -> None:
+        app.close()
+        os.write(told_write, b"x")
+
+    def go_on() -> None:
+        os.read(told_read, 1)
+        for _ in range(5):
+            app.enqueue("c")
+
+    def work():
+        app.enqueue("b")
+        os.write(to_write, b"x")
+        go_on() if first == "parent" else close()
+
+    thread = threading.Thread(target=lambda: (os.read(to_read, 1), close() if first == "parent" else go_on()))
+    thread.start()
+    assert in_child(work) == 0
+    thread.join()
+    app.close()
+    for end in (to_read, to_write, told_read, told_write):
+        os.close(end)
+    looks = f"from packhorse import Packhorse; print(Packhorse({url!r}).counts()['default'].states['pending'])"
+    looked = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, check=True)
+    assert looked.stdout == "7\n"
 
 
 def test_ids_made_in_a_child_are_its_own(app):

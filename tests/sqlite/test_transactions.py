@@ -281,7 +281,7 @@ def test_a_transaction_that_is_rolled_back_ends_the_watch(app, db):
     assert stored(app) == 2
 
 
-def _until(condition: Callable[[], bool], limit_s: float = 20) -> None:
+def _until(condition: Callable[[], bool], limit_s: float = 60) -> None:
     end_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end_s

@@ -35,6 +35,7 @@ from .memory_choice import Choice
 from .memory_elsewhere import Absent, Transfers
 from .memory_lanes import NOBODY, NOTHING, Entry, Limits, QueueLanes, StoredJob
 from .rate_limited import RateLimited
+from .still import stand_still_for_forks
 
 _BAD = frozenset({State.FAILED, State.CANCELLED})
 
@@ -66,6 +67,19 @@ class MemoryStore:
         self.seq = itertools.count(1)
         self.tokens = itertools.count(1)
         self.pushes = itertools.count(1)
+        stand_still_for_forks(self)
+
+    def locks(self) -> list[threading.Lock]:
+        """Answer what a fork waits for: the copy of the child is to be whole."""
+        return [self.lock]
+
+    def before_fork(self) -> None:
+        """Nothing is let go: the child has a copy of all."""
+
+    def after_fork_in_child(self) -> None:
+        """Leave the bells to the parent, whose loops they wake."""
+        self.lock = threading.Lock()
+        self.bells = Bells()
 
     # The caller of each of these holds the lock. All but the first are moves.
 

@@ -173,7 +173,7 @@ class Committing:
 
     def forget(self) -> None:
         """Begin anew: at first, and in a forked child, to which neither the connection nor the thread belongs."""
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._asked = threading.Event()
         self._db: sqlite3.Connection | None = None
         self._thread: threading.Thread | None = None
@@ -184,7 +184,7 @@ class Committing:
     def expect(self, topics: set[str]) -> None:
         """Ring for `topics` after the end of the transaction that runs in this thread and holds the write lock."""
         late: set[str] = set()
-        with self._lock, suppress(sqlite3.Error):  # a hint only: waiters poll as well
+        with self.lock, suppress(sqlite3.Error):  # a hint only: waiters poll as well
             if self._db is None:
                 with filing.OPENING:
                     self._db = connect(self._location, read_only=True)
@@ -220,7 +220,7 @@ class Committing:
 
     def _look(self) -> set[str]:
         """Answer what to ring for; nothing where somebody else has rung, and `_NOT_YET`."""
-        with self._lock:
+        with self.lock:
             if not self._topics:
                 return set()
             try:
@@ -232,16 +232,21 @@ class Committing:
             return self._take()
 
     def _leave(self) -> bool:
-        with self._lock:
+        with self.lock:
             if self._asked.is_set():
                 return False
             self._thread = None
             self._close()
             return True
 
+    def before_fork(self) -> None:
+        """Close the connection. Without it nobody can tell what is committed, so the next look rings."""
+        self._give_up_ms = 0
+        self._close()
+
     def close(self) -> None:
         """Let the connection go. What was not rung for, waiters find by polling."""
-        with self._lock:
+        with self.lock:
             self._topics = set()
             self._close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +41,11 @@ WAIT_MS_MAX = 5.0
 
 def connect(location: Location, *, read_only: bool = False) -> sqlite3.Connection:
     """Open a connection to a file that exists, with our settings."""
+    if location.path in filing.inherited:
+        raise ConfigurationError(
+            f"{location.path}: this process was forked while its parent had been busy in that file for too long, and "
+            "what it wrote there could be lost; fork again, or start it as a program of its own"
+        )
     # timeout=0: SQLite's own waiting sleeps up to 100 ms; see `patiently`.
     db = sqlite3.connect(
         sqlite_uri(location.path),
@@ -80,8 +86,11 @@ def _settings(location: Location, *, read_only: bool) -> list[str]:
     return settings
 
 
-def patiently(action: Callable[[], T], busy_ms: int) -> T:
-    """Repeat `action` while another process is in its way, for at most `busy_ms`; then raise what it raised."""
+def patiently(action: Callable[[], T], busy_ms: int, moving: threading.Lock | None = None) -> T:
+    """Repeat `action` while another process is in its way, for at most `busy_ms`; then raise what it raised.
+
+    `moving`, which the caller holds, is let go between two tries.
+    """
     give_up_at_ms = SYSTEM_CLOCK.boot_ms() + busy_ms
     wait_ms = WAIT_MS_FIRST
     while True:
@@ -90,7 +99,13 @@ def patiently(action: Callable[[], T], busy_ms: int) -> T:
         except sqlite3.OperationalError as error:
             if primary_code(error) != sqlite3.SQLITE_BUSY or SYSTEM_CLOCK.boot_ms() >= give_up_at_ms:
                 raise
-        pause(CHANCE.uniform(wait_ms / 2, wait_ms) / 1000)
+        if moving is not None:
+            moving.release()
+        try:
+            pause(CHANCE.uniform(wait_ms / 2, wait_ms) / 1000)
+        finally:
+            if moving is not None:
+                moving.acquire()
         wait_ms = min(WAIT_MS_MAX, wait_ms * 1.1)
 
 

@@ -13,18 +13,18 @@ statements 0.09 s (bench, 2026-11-22). test_batches_take_few_statements guards i
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 from ...chance import secret_hex
 from ...clock import Clock
 from ...errors import ConfigurationError, PackhorseError
+from ..still import stand_still_for_forks
 from . import filing
 from .binding import Committing
 from .connection import check_schema, connect, establish, explain, patiently, primary_code
@@ -53,6 +53,8 @@ class Engine:
         self.clock = clock
         self.wake = Wake(lambda: self.read(_data_version))
         self._lock = threading.Lock()
+        # Held while the thread is in SQLite: a child forked in the middle of something could not use that.
+        self._writing, self._reading = threading.Lock(), threading.Lock()
         self._writes: SimpleQueue[Op | Call] | None = None  # there is a thread exactly while this is set
         self._reads: SimpleQueue[Call] | None = None
         self._identity: filing.Identity | None = None
@@ -67,7 +69,7 @@ class Engine:
         self.rate_limited = self._hints.rate_limited.counts
         self._forked = False
         self.committing = Committing(location, self._ring)
-        _engines.add(self)
+        stand_still_for_forks(self)
 
     # ---- asked from an event loop ----------------------------------------------------------------------
 
@@ -170,12 +172,13 @@ class Engine:
                 if items >= GROUP_ITEMS_MAX or requests.empty():
                     break
                 request = requests.get()
-            if ops:
-                self._write(ops)
-            if isinstance(request, Call):
-                answer([request], [outcome_of(request.action)])
-                if request.last:
-                    return
+            with self._writing:
+                if ops:
+                    self._write(ops)
+                if isinstance(request, Call):
+                    answer([request], [outcome_of(request.action)])
+            if isinstance(request, Call) and request.last:
+                return
 
     def _write(self, ops: list[Op]) -> None:
         """Do all of `ops` in one transaction and answer them."""
@@ -205,16 +208,18 @@ class Engine:
         """Answer `ops` without a transaction if none of them has anything to write, else None."""
         if not all(op.probe for op in ops):
             return None
-        db, now_ms = self._connection(), self.clock.now_ms()
+        now_ms = self.clock.now_ms()
         outcomes = []
         for op in ops:
-            assert op.probe is not None
-            probe, args = op.probe, op.args
-            outcome = patiently(lambda probe=probe, args=args: probe(db, now_ms, args), self.location.busy_ms)  # type: ignore[misc]  # mypy cannot type a lambda with defaults
+            outcome = patiently(partial(self._probe_one, op, now_ms), self.location.busy_ms, self._writing)
             if outcome is WRITE:
                 return None
             outcomes.append(outcome)
         return outcomes
+
+    def _probe_one(self, op: Op, now_ms: int) -> Any:
+        assert op.probe is not None
+        return op.probe(self._connection(), now_ms, op.args)
 
     def _commit(self, ops: list[Op]) -> tuple[list[Any], set[str], int]:
         """First all together without savepoints, which cost; if anything does not go smoothly, one by one."""
@@ -277,11 +282,18 @@ class Engine:
         return outcomes, topics, _pages(sum(op.items for op in ops), tx)
 
     def _begin(self) -> Transaction:
-        db = self._connection()
-        # IMMEDIATE always: a transaction that reads first and writes later fails at once when another
-        # process wrote in between, however long the busy timeout.
-        patiently(lambda: db.execute("BEGIN IMMEDIATE"), self.location.busy_ms)
+        db = patiently(self._begin_on, self.location.busy_ms, self._writing)
         return Transaction(db, self.clock.now_ms(), self._new_token, self._hints)
+
+    def _begin_on(self) -> sqlite3.Connection:
+        """Answer the connection, on which a transaction has begun.
+
+        IMMEDIATE always: one that reads first and writes later fails at once when another process wrote in between,
+        however long the busy timeout.
+        """
+        db = self._connection()  # each time: a fork may have closed the one before
+        db.execute("BEGIN IMMEDIATE")
+        return db
 
     def _new_token(self) -> int:
         self._token += 1
@@ -351,12 +363,11 @@ class Engine:
         "WAL-reset"). So nobody may write meanwhile: this thread holds the write lock on its own connection and
         lets a second one do the checkpoint; every packhorse process does the same, none checkpoints otherwise.
         """
-        db = self._db
-        if db is None:
+        if self._db is None:
             return
         try:
-            patiently(lambda: db.execute("BEGIN IMMEDIATE"), CHECKPOINT_BUSY_MS)
-        except sqlite3.OperationalError:
+            db = patiently(self._begin_on, CHECKPOINT_BUSY_MS, self._writing)
+        except (sqlite3.OperationalError, PackhorseError):
             return  # after the next transaction we try again
         try:
             if self._checkpointer is None:
@@ -378,18 +389,14 @@ class Engine:
             calls = [requests.get()]
             while not calls[-1].last and not requests.empty():
                 calls.append(requests.get())
-            answer(calls, [None if call.future.cancelled() else outcome_of(call.action) for call in calls])
+            with self._reading:
+                answer(calls, [None if call.future.cancelled() else outcome_of(call.action) for call in calls])
             if calls[-1].last:
                 return
 
     def _look(self, look: Callable[[sqlite3.Connection, int], Any]) -> Any:
         try:
-            if self._reader is None:
-                self._check_identity()
-                with filing.OPENING:
-                    self._reader = connect(self.location, read_only=True)
-            db = self._reader
-            found = patiently(lambda: look(db, self.clock.now_ms()), self.location.busy_ms)
+            found = patiently(lambda: look(self._look_on(), self.clock.now_ms()), self.location.busy_ms, self._reading)
             self._check_identity()
             return found
         except PackhorseError:
@@ -397,6 +404,14 @@ class Engine:
         except Exception as error:
             self._disconnect_reader()
             raise explain(error, self.location) from error
+
+    def _look_on(self) -> sqlite3.Connection:
+        """Answer the reader's connection, opening it if there is none: at first, after an error and after a fork."""
+        if self._reader is None:
+            self._check_identity()
+            with filing.OPENING:
+                self._reader = connect(self.location, read_only=True)
+        return self._reader
 
     def _disconnect_reader(self) -> None:
         if self._reader is not None:
@@ -406,11 +421,26 @@ class Engine:
 
     # ---- fork ------------------------------------------------------------------------------------------
 
-    def after_fork_in_child(self) -> None:
-        """Let go of the connections without closing them.
+    def locks(self) -> list[threading.Lock]:
+        """Answer what a fork waits for: all that may be in SQLite on a connection of ours."""
+        return [self._writing, self._reading, self.committing.lock]
 
-        Closing would checkpoint and remove the WAL under the parent, for SQLite in the child still believes in
-        locks that the child does not have. So each gets a reference that nobody will ever drop.
+    def before_fork(self) -> None:
+        """Close all connections; this process opens them again when it needs them.
+
+        SQLite in a child that has a connection of its parent's believes in locks that only the parent holds. What the
+        child opens for itself then takes none, and once the parent closes, the WAL that the child writes to is removed:
+        jobs that were acknowledged would be gone.
+        """
+        self._drop_connection()
+        self._disconnect_reader()
+        self.committing.before_fork()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew.
+
+        A connection that the fork could not wait for has no locks here: it may be neither used nor closed, and no other
+        of this process to that file can be right. So it gets a reference that nobody will ever drop.
         """
         ours = (self._db, self._checkpointer, self._reader, self.committing.connection)
         connections = [db for db in ours if db is not None]
@@ -419,10 +449,12 @@ class Engine:
 
             for db in connections:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+            filing.inherited.add(self.location.path)
         self._forked = True
         self._db = self._checkpointer = self._reader = None
         self._writes = self._reads = None
         self._lock = threading.Lock()
+        self._writing, self._reading = threading.Lock(), threading.Lock()
         self.committing.forget()
         self.wake.after_fork_in_child()
 
@@ -438,17 +470,6 @@ _HARMLESS = {
     sqlite3.SQLITE_MISMATCH,
     sqlite3.SQLITE_ERROR,
 }
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    filing.OPENING = threading.Lock()  # another thread of the parent may have held it
-    for engine in list(_engines):
-        engine.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _data_version(db: sqlite3.Connection, _now_ms: int) -> int:

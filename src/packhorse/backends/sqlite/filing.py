@@ -16,6 +16,7 @@ import msgspec
 
 from ...errors import ConfigurationError, InvalidOption
 from ...settings import duration_ms
+from ..still import stand_still_for_forks
 
 #: As SQLite's own words. `off` is missing on purpose: a crash of the machine would corrupt the file.
 SYNCHRONOUS = ("full", "normal", "extra")
@@ -24,6 +25,26 @@ BUSY_MS_MAX = 3_600_000
 
 #: One opener at a time in a process, so that the descriptor made in `_create` is closed before SQLite locks the file.
 OPENING = threading.Lock()
+#: Paths of which this process, forked, has connections of its parent's: what it wrote there could be lost.
+inherited: set[str] = set()
+
+
+class _Openings:
+    """No fork in the middle of an opening. The first to stand still, since the lock is taken while others are held."""
+
+    def locks(self) -> list[threading.Lock]:
+        return [OPENING]
+
+    def before_fork(self) -> None:
+        pass
+
+    def after_fork_in_child(self) -> None:
+        global OPENING
+        OPENING = threading.Lock()
+
+
+_OPENINGS = _Openings()
+stand_still_for_forks(_OPENINGS)
 
 
 class Location(msgspec.Struct, frozen=True):

@@ -71,13 +71,15 @@ class Wake:
         with self._telling, suppress(OSError):  # the writer, and who waits for the ends of bound transactions
             self._value = (self._value + 1) & 0xFFFF_FFFF_FFFF_FFFF
             self._written = self._value.to_bytes(SLOT_BYTES)
-            os.pwrite(self._fd, self._written, self._slot)
+            if self._fd >= 0:
+                os.pwrite(self._fd, self._written, self._slot)
 
     def close(self) -> None:
         """Close the side file. It stays where it is: others may watch it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._telling:  # who writes meanwhile would write into whatever is opened next: the database, say
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def after_fork_in_child(self) -> None:
         """Leave it all to the parent."""
@@ -91,6 +93,7 @@ class Wake:
         """Watch, from the running loop, because a bell was hung up."""
         watch = self._watch
         if self._fd >= 0 and (watch is None or watch.loop.is_closed()):
+            self.stop()  # of a loop that was closed meanwhile
             self._watch = _Watch(self, asyncio.get_running_loop(), self._read_version)
 
     def stop(self) -> None:
@@ -101,9 +104,11 @@ class Wake:
 
     def glance(self) -> bytes:
         """Read the slots of the others."""
-        slots = bytearray(os.pread(self._fd, SLOTS * SLOT_BYTES, 0).ljust(SLOTS * SLOT_BYTES, b"\0"))
+        with self._telling:  # else what we are just writing would look like somebody else's
+            slots = bytearray(os.pread(self._fd, SLOTS * SLOT_BYTES, 0).ljust(SLOTS * SLOT_BYTES, b"\0"))
+            written = self._written
         end = self._slot + SLOT_BYTES
-        if slots[self._slot : end] == self._written:
+        if slots[self._slot : end] == written:
             slots[self._slot : end] = bytes(SLOT_BYTES)
         return bytes(slots)
 
