@@ -31,18 +31,25 @@ def die_talking(marks: str) -> None:
     """Log, wait until that was sent, and die."""
     log.setLevel("INFO")
     log.info("last words")
-    sent = threading.Event()
-    sent.wait(1.0)  # longer than a child keeps a line to itself
-    os.kill(os.getpid(), signal.SIGKILL)
+    lines = keeper_of_lines()
+    while lines._waiting is not None:
+        time.sleep(0.01)
+    with lines._sending:  # it is on its way, and then it is sent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keeper_of_lines() -> Any:
+    """What takes the lines of this run: in a child process it sends them, beside the runner it keeps them."""
+    here = CURRENT_WORKER.get()
+    assert here is not None
+    return getattr(here.keep, "__self__", None)
 
 
 def fork() -> int | None:
     """Fork while another thread holds the lock of the logs; answers how a copy ended that logs, None if it hangs."""
     log.setLevel("INFO")
     log.info("before")
-    here = CURRENT_WORKER.get()
-    assert here is not None
-    keeper: Any = getattr(here.keep, "__self__", None)
+    keeper = keeper_of_lines()
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:

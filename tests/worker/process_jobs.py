@@ -108,11 +108,12 @@ def sleep(seconds: float, marks: str, stubborn: bool = False) -> str:
 
 
 @app.task(executor="process")
-def tell(ctx: Context) -> None:
-    """Tell progress, enqueue follow-ups, then wait until it may end."""
+def tell(ctx: Context, go: str) -> None:
+    """Tell progress, enqueue follow-ups, then wait until it may end: until the test makes the file `go`."""
     ctx.progress(0.25, "a quarter")
     ctx.then(add, {"a": 1, "b": 1})
-    time.sleep(0.4)
+    while not os.access(go, os.F_OK):
+        time.sleep(0.01)
 
 
 @app.task(executor="process", max_attempts=1)

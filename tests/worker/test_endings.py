@@ -227,10 +227,10 @@ def process_worker():
         job = await end_in_process.using(max_attempts=max_attempts).aenqueue(how=how)
         return await ended(process_app, job, limit_s=60)
 
-    thread = threading.Thread(target=lambda: work(serve, limit_s=100))
+    thread = threading.Thread(target=lambda: work(serve, limit_s=3_600))  # for as long as the tests take
     thread.start()
     assert ready.wait(60)
-    yield lambda how, attempts: asyncio.run_coroutine_threadsafe(one(how, attempts), stop["loop"]).result(30)
+    yield lambda how, attempts: asyncio.run_coroutine_threadsafe(one(how, attempts), stop["loop"]).result(100)
     stop["loop"].call_soon_threadsafe(stop["event"].set)
     thread.join(60)
     assert not thread.is_alive()

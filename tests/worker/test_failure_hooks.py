@@ -69,7 +69,7 @@ def test_a_time_out_is_told_for_each_kind_of_handler():
     for failure in told:
         assert (failure.error_kind, failure.final, failure.error) == ("TimedOut", True, None)
         assert failure.duration_ms is not None
-        assert 40 <= failure.duration_ms < 5_000
+        assert 40 <= failure.duration_ms < 20_000  # its handler would take 30 s
 
 
 def test_nothing_is_told_before_the_store_has_taken_it():
@@ -541,7 +541,7 @@ def test_a_hook_with_a_close_is_closed_with_the_worker_and_for_no_longer_than_it
             await app.worker(burst=True).run()
 
     with caplog.at_level(logging.ERROR, "packhorse.failures"):
-        work(scenario, limit_s=10)
+        work(scenario, limit_s=25)  # less than its close would take
     assert seen == ["quick told", "slow told", "quick closed"]
     assert "its close: TimeoutError" in caplog.text
 

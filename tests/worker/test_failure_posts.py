@@ -14,6 +14,7 @@ from packhorse import ConfigurationError, Packhorse, post_failures
 from packhorse.posting import deliveries
 from packhorse.posting.failures import PostFailures
 from tests.server.test_webhooks import Receiver, receiving
+from tests.witness import at_most
 
 SECRET = "s3cret-canary-0123456789"
 HERE = ("127.0.0.0/8",)
@@ -109,8 +110,8 @@ def test_a_receiver_that_says_nothing_holds_up_neither_jobs_nor_the_stop(monkeyp
             async with app:
                 await burst(app, 5)
 
-    with caplog.at_level(logging.WARNING, "packhorse.failures"):
-        work(scenario, limit_s=5)
+    with caplog.at_level(logging.WARNING, "packhorse.failures"), at_most(5):
+        work(scenario)
     assert "5 deliveries are lost with this stop" in caplog.text
     assert "canary" not in caplog.text
 

@@ -289,10 +289,10 @@ def test_asyncio_s_debug_mode_has_nothing_to_say(executor, caplog, recwarn):
             raise ValueError("once more")
         return n
 
-    task = app.task("job", backoff=0, timeout=5)(on_loop if executor == "async" else in_thread)
+    task = app.task("job", backoff=0, timeout=60)(on_loop if executor == "async" else in_thread)
 
     async def scenario():
-        asyncio.get_running_loop().slow_callback_duration = 5  # this machine is shared
+        asyncio.get_running_loop().slow_callback_duration = 100  # a machine may stand still
         async with app.worker(lease="1s"):
             made = [await app.aenqueue(task, {"n": n}) for n in range(30)]
             results = [await app.job(job.id).aresult(60) for job in made]

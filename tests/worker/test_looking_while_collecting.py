@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,31 @@ def test_what_the_user_set_is_kept(is_on: bool) -> None:
         assert gc.isenabled() is is_on
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="nothing is collected then")
+def test_of_two_looks_the_first_to_end_leaves_the_other_uncollected() -> None:
+    looks, ends, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with uncollected():
+            looks.set()
+            ends.wait()
+        ended.set()
+
+    def second() -> None:
+        with uncollected():
+            ends.set()
+            ended.wait(0.2)  # as long as the first one could take to end, if it did not have to before this began
+            seen.append(gc.isenabled())
+
+    seen: list[bool] = []
+    one, other = threading.Thread(target=first), threading.Thread(target=second)
+    one.start()
+    looks.wait()
+    threading.Timer(0.1, ends.set).start()
+    other.start()
+    one.join()
+    other.join()
+    assert seen == [False]
+    assert gc.isenabled()

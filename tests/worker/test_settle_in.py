@@ -287,7 +287,7 @@ def test_a_transaction_that_is_left_open_holds_up_nobody_else(url, kind, witness
                 await asyncio.sleep(1)  # heartbeats go on
             assert (await job.arecord()).state == State.RUNNING
             await leaked.pop().__aexit__(None, None, None)
-            record = await ended(app, job, 20)
+            record = await ended(app, job)
             assert (record.state, record.attempt) == (State.SUCCEEDED, 2)
             assert [error.kind for error in record.errors] == ["NotCommitted"]
 

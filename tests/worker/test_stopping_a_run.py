@@ -347,13 +347,21 @@ async def _raise(error: Exception) -> None:
 def test_a_child_unwinds_at_its_time_out_or_is_killed(tmp_path):
     async def scenario():
         polite, stubborn = tmp_path / "polite", tmp_path / "stubborn"
+
+        async def timed_out(marks, **options):
+            warm = await sleep_in_process.aenqueue(0.1, str(tmp_path / "warm"))
+            assert await warm.aresult(60) == "slept"  # a child is up
+            while True:  # until its time was not up before it had begun
+                job = await sleep_in_process.using(timeout="400ms").aenqueue(60, str(marks), **options)
+                record = await ended(process_app, job)
+                if marks.exists() and marks.read_text():
+                    assert await (await add_in_process.aenqueue(1, 2)).aresult(60) == 3
+                    return record
+
+        async with process_app.worker(concurrency=2, stop_grace_ms=60_000):
+            records = [await timed_out(polite)]
         async with process_app.worker(concurrency=2, stop_grace_ms=600):
-            warm = [await sleep_in_process.aenqueue(0.1, str(tmp_path / "warm")) for _ in range(2)]
-            assert [await job.aresult(60) for job in warm] == ["slept"] * 2  # two children are up
-            first = await sleep_in_process.using(timeout="400ms").aenqueue(60, str(polite))
-            second = await sleep_in_process.using(timeout="400ms").aenqueue(60, str(stubborn), stubborn=True)
-            records = [await ended(process_app, first), await ended(process_app, second)]
-            assert await (await add_in_process.aenqueue(1, 2)).aresult(60) == 3
+            records.append(await timed_out(stubborn, stubborn=True))
         await process_app.aclose()
         return records, polite.read_text(), stubborn.read_text()
 
@@ -377,7 +385,7 @@ def test_a_cancel_reaches_a_child(tmp_path):
     assert work(scenario) == (State.CANCELLED, "unwound")
 
 
-def test_waiting_for_a_place_is_not_running(tmp_path, monkeypatch):
+def test_waiting_for_a_place_is_not_running(tmp_path, monkeypatch, witness):
     """There are fewer children than slots: the time-out of a run counts from when a child takes it."""
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
@@ -387,17 +395,25 @@ def test_waiting_for_a_place_is_not_running(tmp_path, monkeypatch):
             warm = [await sleep_in_process.aenqueue(0.1, str(marks)) for _ in range(2)]
             assert [await job.aresult(60) for job in warm] == ["slept"] * 2  # two children are up
             made = [await sleep_in_process.using(timeout="1s").aenqueue(0.4, str(marks)) for _ in range(8)]
-            values = [await job.aresult(60) for job in made]
+            records = [await ended(process_app, job) for job in made]
         await process_app.aclose()
-        return values
+        return records
 
-    assert work(scenario) == ["slept"] * 8
+    states = {record.state for record in work(scenario)}
+    if witness.stood_still_s() < 0.3:  # else one may have run for as long as its time-out
+        assert states == {State.SUCCEEDED}
 
 
-def test_progress_and_follow_ups_of_a_child_arrive():
+def test_progress_and_follow_ups_of_a_child_arrive(tmp_path):
     async def scenario():
         async with process_app.worker(lease="1s"):
-            job = await tell_in_process.aenqueue()
+            job = await tell_in_process.aenqueue(str(tmp_path / "go"))
+
+            async def progress():
+                return (await job.arecord()).progress
+
+            await until(progress)
+            (tmp_path / "go").touch()
             record = await ended(process_app, job)
             failed = await ended(process_app, await fail_with_follow_up.aenqueue())
             children = [job for job in await ajobs(process_app, type="add") if job.payload == b'{"a":1,"b":1}']

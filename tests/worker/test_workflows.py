@@ -44,7 +44,7 @@ def test_no_job_starts_before_those_before_it_have_ended():
             )
         async with app.worker(concurrency=20), app.worker(concurrency=20):
             run = await wf.aenqueue()
-            await until(run.aended, 20)
+            await until(run.aended)
             records = {name: await job.arecord() for name, job in (await run.ajobs()).items()}
         await app.aclose()
         return records
@@ -70,7 +70,7 @@ def test_a_child_process_gets_the_results_of_parents(task, expected):
         header = [process_app.spec("add", {"a": n, "b": n}) for n in (1, 2, 3, 9)]
         async with process_app.worker():
             run = await process_app.workflow(chord(header, process_app.spec(task))).aenqueue()
-            results = await run.aresult(30)
+            results = await run.aresult(60)
         await process_app.aclose()
         return results
 
@@ -142,7 +142,7 @@ def test_a_wide_fan_in_is_read_in_batches():
         async with app.worker(concurrency=100):
             run = await app.workflow(chord([leaf.job(n) for n in range(3_000)], gather_all.job())).aenqueue()
             backend.get = counting  # type: ignore[method-assign]
-            await until(run.aended, 20)
+            await until(run.aended)
             backend.get = get  # type: ignore[method-assign]
             results = await run.aresult(60)
         await app.aclose()
@@ -176,7 +176,7 @@ def test_a_node_whose_type_was_removed_ends_and_the_rest_by_policy(policy):
         wf.add("last", old.spec("kept"), after="behind")
         run = await wf.aenqueue()
         async with new.worker(park_ms=300):
-            await until(run.aended, 20)
+            await until(run.aended)
             records = {name: await job.arecord() for name, job in (await run.ajobs()).items()}
         await new.aclose()
         await old.aclose()

@@ -21,8 +21,9 @@ from .stacks import owner_of
 if TYPE_CHECKING:
     import ctypes
 
-#: A real-time signal that nothing else is known to use: not SIGPROF, which profilers in handlers take.
-SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None
+#: Next to nothing uses it, unlike SIGPROF, which profilers in handlers take. And it does nothing where its handler is
+#: gone: Python takes all handlers back while it ends, and so may code of the user; then most signals end a process.
+SIGNAL = getattr(signal, "SIGURG", None)
 _SIGEV_THREAD_ID = 4  # of timer_create(2): to one thread
 
 _take: Callable[[FrameType], None] | None = None
@@ -44,6 +45,8 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
         return
     try:
         _take(frame)
+    except RecursionError:
+        return  # too near to the end of the stack to look around: nor is there room for the question below
     except Exception as error:  # of ours: it must not be raised in the handler of a job
         if _is_of_another(error):
             raise
@@ -83,7 +86,7 @@ class Interrupts:
         """Begin. Raises NoInterruptsError."""
         global _take
         if SIGNAL is None or signal.getsignal(SIGNAL) is not _interrupted:
-            raise NoInterruptsError("signal SIGRTMIN+9 is taken" if SIGNAL is not None else "this system has none")
+            raise NoInterruptsError("signal SIGURG is taken" if SIGNAL is not None else "this system has none")
         try:
             self._start(SIGNAL)
         except (ImportError, AttributeError, OSError) as error:

@@ -11,6 +11,7 @@ threads, are looked at from beside them, where they give the interpreter lock up
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from collections import deque
@@ -54,6 +55,21 @@ _BIASED = (
 )
 #: So many times the main thread should have interrupted itself, if it never did, before it is said.
 _NEVER_INTERRUPTED = 20
+
+
+#: The interval of the interpreter lock that the profile which is being taken gives back at its end.
+_given_back_s: float | None = None
+
+
+def _give_back() -> None:
+    """In a forked child: who takes the profile is not here."""
+    global _given_back_s
+    if _given_back_s is not None:
+        sys.setswitchinterval(_given_back_s)
+        _given_back_s = None
+
+
+os.register_at_fork(after_in_child=_give_back)
 
 
 class Function(msgspec.Struct, frozen=True, array_like=True):
@@ -185,10 +201,13 @@ class Sampler:
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """Give the interpreter lock back its interval at the end."""
+        global _given_back_s
+        _given_back_s = self._switches_s
         try:
             yield
         finally:
             sys.setswitchinterval(self._switches_s)
+            _given_back_s = None
 
     @contextmanager
     def _within(self) -> Iterator[None]:
@@ -302,7 +321,7 @@ class Sampler:
         first_ns, now_ns = self._cpu_ns.get(self._main, (0, 0))
         gaps = (now_ns - first_ns) * self._rate // 1_000_000_000
         if self._interrupts is not None and not self._ever_interrupted and gaps >= _NEVER_INTERRUPTED:
-            notes.append("the main thread is not in this profile: something else took its signal, SIGRTMIN+9")
+            notes.append("the main thread is not in this profile: something else took its signal, SIGURG")
         if self._shared_ns / 1_000 > profile.total_us / 10:
             notes.append(
                 "handlers in threads competed for the interpreter lock: where they often write or wait for a moment, "

@@ -9,6 +9,7 @@ import gc
 import os
 import re
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,22 +123,47 @@ def frames_of(spots: Iterable[Spot]) -> list[Frame]:
     return [Frame(code.co_filename[-NAME_CHARS_MAX:], line, code.co_name[:NAME_CHARS_MAX]) for code, line in spots]
 
 
+_looking = threading.RLock()
+_paused = False
+
+
+def _forget_looks() -> None:
+    """In a forked child: who looked is not here, and will not turn collection on again."""
+    global _looking, _paused
+    _looking = threading.RLock()
+    if _paused:
+        _paused = False
+        gc.enable()
+
+
+os.register_at_fork(after_in_child=_forget_looks)
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Collect no garbage: around every look at frames of other threads, or of coroutines that they may run.
+
+    One look at a time: the first to end would turn collection on under the other. Not for signal handlers.
 
     Before Python 3.12 making a frame object may collect garbage, and a finalizer may give the interpreter lock up. Then
     the other thread goes on, and what is read next is memory of frames that are gone: the process crashes, or worse.
     Who turns collection off or on within the look, some 100 µs, loses that.
     """
-    if not _MAKING_FRAMES_COLLECTS or not gc.isenabled():
+    global _paused
+    if not _MAKING_FRAMES_COLLECTS:
         yield
         return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+    with _looking:
+        if not gc.isenabled():
+            yield
+            return
+        _paused = True
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
+            _paused = False
 
 
 def walk(frame: FrameType | None) -> list[FrameType]:
@@ -218,7 +244,7 @@ def say_frames(frames: Sequence[Frame]) -> str:
 def read_dump(text: str) -> list[Stack]:
     """Read what `faulthandler` wrote; the thread that took the signal, a runner's loop, comes first.
 
-    What cannot be read is left out: a process may have been killed while it wrote.
+    What cannot be read is left out: a process may have been killed while it wrote. So are threads that run no Python.
     """
     stacks: list[Stack] = []
     for line in text.splitlines():
@@ -231,7 +257,7 @@ def read_dump(text: str) -> list[Stack]:
     for stack in stacks:
         if stack.is_loop:
             stack.frames = cut(stack.frames, lambda frame: (frame.file, frame.function))[0] or stack.frames
-    return sorted(stacks, key=lambda stack: not stack.is_loop)
+    return sorted((stack for stack in stacks if stack.frames), key=lambda stack: not stack.is_loop)
 
 
 def loop_of(stacks: Iterable[Stack]) -> Stack | None:

@@ -7,13 +7,13 @@ import os
 import signal
 import threading
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..clock import SYSTEM_CLOCK
 from ..observe.meters import Sheet
 from . import dumping
+from .exits import said_exit
 from .inspection import Inspection
 from .launch import Launched
 from .link import Link, Ready
@@ -49,6 +49,7 @@ class Child:
         self.cancel_asked = False
         self.beat_ms = self.started_ms
         self._why_killed: str | None = None
+        self._dumping = asyncio.Lock()
 
     @classmethod
     async def adopt(cls, launched: Launched, worker: str, sheet: Sheet) -> Child:
@@ -85,9 +86,7 @@ class Child:
         self._end_tree()
         if self._why_killed is not None:
             return self._why_killed
-        if code < 0:
-            return f"died by signal {-code} ({signal.Signals(-code).name})"
-        return f"ended with exit code {code}"
+        return said_exit(code)
 
     def kill(self, why: str) -> None:
         """End the process and all it started, now."""
@@ -107,14 +106,15 @@ class Child:
         except (ProcessLookupError, PermissionError):
             return
 
-    async def dump(self) -> str:
-        """Make the process write down the stacks of its threads, whatever it does; answers them, '' if it cannot."""
-        if self.ready is None or self.gone or not self.page_open:
-            return ""  # without its handler for it, the signal would end it
-        dumping.clear(self.page)
-        with suppress(OSError):
-            self._process.send_signal(dumping.SIGNAL)
-        return await dumping.read(self.page)
+    async def dump(self, *, whole: bool = True) -> str:
+        """Make the process write down the stacks of its threads, whatever it does; answers them, '' if it cannot.
+
+        Only the stack of the main thread if not `whole`.
+        """
+        async with self._dumping:
+            if self.ready is None or self.gone or not self.page_open:
+                return ""  # without its handler for it, the signal would end it
+            return await dumping.dump(self.pid, self.page, whole=whole)
 
     def stopped(self) -> bool:
         """Answer whether the process is stopped (SIGSTOP, a debugger). Only Linux tells; elsewhere False."""

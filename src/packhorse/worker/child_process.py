@@ -40,6 +40,7 @@ from ..observe.logs import configure, hide, stamp_records, take_root
 from ..observe.tracing import WORKER_SERVICE
 from ..task import Task
 from .child_log import ChildLines
+from .exits import flush_output
 from .forking import end_copy, forks
 from .frames import (
     LENGTH_BYTES,
@@ -280,6 +281,7 @@ def main() -> None:
             done = contextvars.copy_context().run(_run, task, message, line)  # what a run sets ends with it
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             lines.end()
+            flush_output()  # this process is killed when it is not needed any more
             line.send(done)
 
 

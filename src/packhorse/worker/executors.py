@@ -23,6 +23,7 @@ from ..observe.current import CURRENT_JOB, CURRENT_TRACE, Here
 from ..observe.job_log import RunLogs
 from ..reach import Reach
 from ..task import Task
+from .exits import said_exit
 from .forking import end_copy, forks
 from .frames import (
     LENGTH_BYTES,
@@ -265,9 +266,7 @@ class HandlerChild:
         code = await self._process.wait()
         self._writer.close()
         self.inspection.close()
-        if code < 0:
-            return f"its process died by signal {-code} ({signal.Signals(-code).name})"
-        return f"its process ended with exit code {code}"
+        return f"its process {said_exit(code)}"
 
     async def _said_done(self) -> bool:
         try:

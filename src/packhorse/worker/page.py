@@ -34,12 +34,14 @@ class Page:
         """Make a page; pass its `fd` on to the runner."""
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("packhorse-page", os.MFD_CLOEXEC)
+            os.ftruncate(fd, BYTES)
         else:
             import tempfile
 
             fd, path = tempfile.mkstemp(prefix="packhorse-page-")
             os.unlink(path)  # noqa: PTH108  # the descriptor is all there is to it
-        os.ftruncate(fd, BYTES)
+            # Not ftruncate: memory that the disk has no room for ends the process that writes to it (SIGBUS).
+            os.write(fd, bytes(BYTES))
         return cls(fd)
 
     def close(self) -> None:

@@ -33,6 +33,7 @@ from ..settings import SettingsWarning, load
 from . import dumping
 from .admission import check_admitted
 from .engine import Engine
+from .exits import flush_last
 from .importing import import_app, own_traceback
 from .inspector import Inspector, RunnerView, handlers_of
 from .link import Beat, Broken, Counted, Exhausted, Hurry, Lapsed, Link, Ready, Setup, Stop, Tainted, Told
@@ -239,6 +240,7 @@ def _warn_of_metrics_in_code(address: str | None) -> None:
 
 async def _end_if_broken(engine: Engine) -> None:
     await engine.broken.wait()
+    flush_last()
     os._exit(70)  # EX_SOFTWARE of sysexits.h; the keeper gives back what this runner holds and starts another
 
 
@@ -265,8 +267,7 @@ def main() -> None:
     interrupts.accept()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_main(end, page, inspection))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_last()
         # Not sys.exit: a thread with a handler that cannot be stopped would be waited for.
         os._exit(0)
 

@@ -99,7 +99,7 @@ class Trouble:
 
     async def _examine(self) -> Found:
         """Ask what the loop is doing."""
-        stacks, _ = await stacks_of(self._child)
+        stacks, _ = await stacks_of(self._child, whole=False)
         stack = loop_of(stacks)
         if stack is None or stack.doing == "waits":  # it turns by now
             return Found()
@@ -125,7 +125,10 @@ class Trouble:
     async def _kill(self) -> None:
         child = self._child
         pulse_ms = child.page.pulse_ms
-        found = self._named(await self._examine())
+        found = await self._examine()
+        if not found.frames and self._watch.since_ms is not None:  # it had no time to answer: as it was found blocked
+            found = self._found
+        found = self._named(found)
         if not child.page_open or child.page.pulse_ms != pulse_ms:  # it ended, or turned just now
             self._is_condemned = False
             return
@@ -141,14 +144,18 @@ class Trouble:
         child.kill(f"was killed: its event loop was blocked for {blocked_s:.0f} s{found.place}")
 
 
-async def stacks_of(child: Child) -> tuple[list[Stack], list[str]]:
-    """Answer the stacks of a runner, and what must be known to read them. One that cannot answer shows its threads."""
+async def stacks_of(child: Child, *, whole: bool = True) -> tuple[list[Stack], list[str]]:
+    """Answer the stacks of a runner, and what must be known to read them. One that cannot answer shows its threads.
+
+    If not `whole`, that of its loop's thread is enough.
+    """
     looked = await child.inspection.look()
     if looked is not None:
         return looked.stacks, looked.notes
     if child.stopped():
         return [], [f"it is stopped (SIGSTOP, or a debugger), and shows no stacks; go on with: kill -CONT {child.pid}"]
-    stacks = read_dump(await child.dump())
+    stacks = read_dump(await child.dump(whole=whole))
     if not stacks:
         return [], ["it showed no stacks: it has not started yet, or is about to end"]
-    return stacks, ["code in C holds its interpreter lock: threads are shown without the runs that wait"]
+    why = "it did not answer in time, as when code in C holds its interpreter lock"
+    return stacks, [f"{why}: threads are shown without the runs that wait"]
