@@ -5,6 +5,8 @@ PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.ready
 # Test processes at a time: pytest -n
 TESTERS ?= 2
+# The same for crash tests, which wait for leases and clocks most of their time
+WAITERS ?= 4
 
 # What `make enqueue` stores; give your own with JOB='…'.
 JOB    ?= {"type": "math", "payload": {"operation": "fibonacci", "value": 10}}
@@ -27,7 +29,7 @@ test-unit: $(READY)  ## Pure functions, contract conformance, simulator: no proc
 
 test-integration: $(READY)  ## Each backend, server, command line, demo and crash tests: real files, servers, processes
 	$(PYTEST) -n $(TESTERS) tests/kit tests/sqlite tests/postgres tests/redis tests/server tests/http tests/tracing tests/cli tests/docs
-	$(PYTEST) -n $(TESTERS) tests/demo tests/crash
+	$(PYTEST) -n $(WAITERS) tests/demo tests/crash
 	$(PYTEST) -n $(TESTERS) --dist loadfile tests/deploy
 
 test-full: $(READY)  ## Everything at its full size: 1,000 seeds, minute-long kill storms

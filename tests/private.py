@@ -80,6 +80,10 @@ class PrivatePrometheus(Server):
             return False
 
 
+#: A replica gets its copy at once, not after the 5 s in which others may come for theirs.
+AT_ONCE = {"repl-diskless-sync-delay": 0}
+
+
 class Several:
     """Servers that are started and closed together."""
 
@@ -125,8 +129,8 @@ class RedisSentinels(Several):
 
     def __init__(self, config: Mapping[str, object] | None = None) -> None:
         super().__init__()
-        first = self._add(PrivateRedis(config))
-        second = self._add(PrivateRedis({"replicaof": f"127.0.0.1 {first.port}", **(config or {})}))
+        first = self._add(PrivateRedis(AT_ONCE | dict(config or {})))
+        second = self._add(PrivateRedis(AT_ONCE | {"replicaof": f"127.0.0.1 {first.port}", **(config or {})}))
         self.servers = [first, second]
         self.sentinels = [self._add(_Sentinel(self.name, first.port)) for _ in range(3)]
         for sentinel in self.sentinels:
@@ -145,8 +149,14 @@ class RedisSentinels(Several):
         return next(server for server in self.servers if server.port == port)
 
     def fail_over(self) -> None:
-        """Have the sentinels make the other server master, as after a planned change, and wait until it is."""
+        """Have the sentinels make the other server master, as after a planned change, and wait until it is.
+
+        Only once that has all that was written: they do not look how far behind it is.
+        """
         old = self.master
+        written = _offset(old, "master")
+        other = next(server for server in self.servers if server is not old)
+        _until(lambda: _offset(other, "slave") >= written, "the replica has all of it")
         _ask(self.sentinels[0], "SENTINEL", "FAILOVER", self.name)
         self.until_master_is_not(old)
 
@@ -174,6 +184,11 @@ class _Sentinel(PrivateRedis):
 
 def _ask(server: PrivateRedis, *command: str) -> str:
     return server.run("redis-cli", "-p", str(server.port), *command)
+
+
+def _offset(server: PrivateRedis, role: str) -> int:
+    """Answer how far its stream of writes has come, as a master or as a replica."""
+    return int(_ask(server, "INFO", "replication").partition(f"{role}_repl_offset:")[2].split()[0])
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 CHUNK = 65_536
 #: A server that has been silent for so long has done what it was asked.
 QUIET_S = 0.1
+#: What a cut waits for is at most so long.
+WHEN_BYTES_MAX = 64
 CALL_S = 10.0
 
 
@@ -75,6 +77,7 @@ class FaultProxy:
 
         0 bytes: the server has done it, the client never hears so. The reset comes when the server has been quiet.
         """
+        assert len(when) <= WHEN_BYTES_MAX
         self._cut = (after_bytes, when)
 
     def reset(self) -> None:
@@ -161,11 +164,15 @@ class FaultProxy:
             to_server.close()
 
     async def _pass_requests(self, reader: asyncio.StreamReader, connection: _Connection) -> None:
+        before = b""  # the end of what has passed: what a cut waits for may come in two parts
         with suppress(OSError):
             while data := await reader.read(CHUNK):
                 await self._passing.wait()
-                if self._cut is not None and self._cut[1] in data:
-                    connection.left, self._cut = self._cut[0], None
+                if self._cut is not None:
+                    after_bytes, when = self._cut
+                    if when in before[max(0, len(before) + 1 - len(when)) :] + data:
+                        connection.left, self._cut = after_bytes, None
+                before = (before + data)[-WHEN_BYTES_MAX:]
                 self.sent += len(data)
                 connection.server.write(data)
                 await connection.server.drain()

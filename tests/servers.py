@@ -25,6 +25,7 @@ import redis
 from scripts.servers import Missing, Server, install, program, provide
 
 from .private import (
+    AT_ONCE,
     PgBouncer,
     PrivatePostgres,
     PrivatePrometheus,
@@ -242,8 +243,8 @@ class Private:
         self._made: list[Server | PrivateRedisCluster | RedisSentinels] = []
 
     def postgres(self, **options: object) -> PrivatePostgres:
-        """A PostgreSQL with settings of postgresql.conf."""
-        return self._start(PrivatePostgres, options)
+        """A PostgreSQL with settings of postgresql.conf. It syncs nothing: who is killed loses no power."""
+        return self._start(PrivatePostgres, {"fsync": "off"} | options)
 
     def standby(self, primary: PrivatePostgres, **options: object) -> PrivatePostgres:
         """A read-only copy that follows `primary`."""
@@ -255,7 +256,7 @@ class Private:
 
     def redis(self, config: dict[str, object] | None = None, *, tls: bool = False) -> PrivateRedis:
         """A Redis with settings of redis.conf."""
-        return self._start(PrivateRedis, config, tls=tls)
+        return self._start(PrivateRedis, AT_ONCE | (config or {}), tls=tls)
 
     def prometheus(self, config: str, files: dict[str, str] | None = None) -> PrivatePrometheus:
         """A Prometheus with this prometheus.yml and the files that it names."""

@@ -356,8 +356,8 @@ def test_closing_wakes_a_thread_that_waits_for_a_result(app):
     waiting = threading.Thread(target=wait)
     waiting.start()
     limit = threading.Event()
-    for _ in range(500):
-        if app.portal._loop is not None and len(asyncio.all_tasks(app.portal._loop)) >= 1:
+    for _ in range(6_000):
+        if asyncio.all_tasks(app.portal._loop):  # else it would ask only after the close, and wait for ever
             break
         limit.wait(0.01)
     app.close()

@@ -137,7 +137,7 @@ def test_waiting_ends_when_the_job_does(app):
         async with app.worker():
             job = await add.aenqueue(1)
             value = await job.aresult(timeout=60)
-            values = await asyncio.gather(*[(await add.aenqueue(n)).aresult("10s") for n in range(20)])
+            values = await asyncio.gather(*[(await add.aenqueue(n)).aresult("60s") for n in range(20)])
         await app.aclose()
         return value, values
 

@@ -112,7 +112,7 @@ async def _check(book: Book, backends: list[Backend]) -> None:
     assert len(book.runs) == JOBS // 2
 
 
-@pytest.mark.timeout(1_800 if JOBS > 2_000 else 120)
+@pytest.mark.timeout(1_800 if JOBS > 2_000 else 300)
 @pytest.mark.parametrize("route", ROUTES, ids="-".join)
 def test_around(route: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path) -> None:
     urls = [

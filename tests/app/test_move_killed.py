@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from packhorse import admin_move
 from packhorse.admin_move import Move
 from packhorse.backends.base import (
     Backend,
@@ -310,12 +311,14 @@ _numbers = itertools.count()
     ids=lambda value: "-to-".join(value) if isinstance(value, tuple) else str(value),
 )
 def test_a_mover_that_is_killed_at_random_loses_and_doubles_nothing(
-    pair: tuple[str, str], seed: int, tmp_path: Path, request: pytest.FixtureRequest
+    pair: tuple[str, str], seed: int, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(admin_move, "POLL_MS", 1)  # between its looks nothing happens here that it could wait for
+
     async def main() -> None:
         clock = ManualClock()
         source, target = (_make(kind, tmp_path / f"{number}.db", clock, request) for number, kind in enumerate(pair))
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(280):
             for backend in (source, target):
                 await backend.migrate()
                 await backend.open()

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import runpy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,20 @@ def in_step(app: Packhorse) -> dict[str, Schedule]:
     return {one.name: one for one in app.list_schedules()}
 
 
+_others: list[Packhorse] = []
+
+
 def another(url: str, name: str, **settings: Any) -> Packhorse:
-    return Packhorse(url, name=name, **settings)
+    _others.append(Packhorse(url, name=name, **settings))
+    return _others[-1]
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """No thread of an app goes on beside the tests that come after."""
+    yield
+    while _others:
+        _others.pop().close()
 
 
 # ---- in code ---------------------------------------------------------------------------------------------
@@ -248,7 +260,7 @@ def test_the_schedules_of_others_are_left_alone(caplog: pytest.LogCaptureFixture
         found = in_step(blog)
     assert sorted(found) == ["by-hand", "clean", "only-blog", "only-shop"]
     assert (found["clean"].source, found["clean"].every_ms) == ("app:shop", 3_600_000)
-    (record,) = caplog.records
+    (record,) = [one for one in caplog.records if one.name == "packhorse.schedules"]
     assert "'shop'" in record.message
     assert "packhorse schedules remove clean" in record.message
     assert sorted(in_step(shop)) == sorted(found)
@@ -280,7 +292,8 @@ def test_of_runners_that_start_at_once_one_says_what_is_defined(caplog: pytest.L
         caplog.clear()
         with caplog.at_level(logging.INFO, "packhorse.schedules"):
             asyncio.run(start_all(every))
-        assert [record.message for record in caplog.records] == ["the schedule clean is defined as the code says"]
+        told = [record.message for record in caplog.records if record.name == "packhorse.schedules"]
+        assert told == ["the schedule clean is defined as the code says"]
 
 
 def test_a_worker_brings_the_store_in_step(app: Packhorse) -> None:

@@ -225,7 +225,14 @@ def test_what_handlers_raise_means_what_it_means_in_production(app):
         assert job.record().errors[-1].message == "enough"
 
 
-def test_the_fixtures_of_the_plugin(pytester):
+@pytest.fixture
+def loaded(app, work):
+    """What `pytester` sees imported for the first time, it takes away again: others would meet two of each class."""
+    with inline(app):
+        work.enqueue(1)
+
+
+def test_the_fixtures_of_the_plugin(loaded, pytester):
     pytester.makepyfile(
         """
         from packhorse import Packhorse

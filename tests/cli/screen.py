@@ -83,9 +83,15 @@ class Screen:
     @property
     def frame(self) -> str:
         """The last whole frame of this size, without colours: of the one that is being written a part may be here."""
-        frames = self.output.split(HOME)[1:]
-        whole = (frame for frame in reversed(frames) if frame.count("\n") == self._lines - 1)
-        return _ESCAPE.sub("", next(whole, "")).replace("\r\n", "\n")
+        return _plain(next(reversed(self._whole()), ""))
+
+    @property
+    def frames(self) -> list[str]:
+        """All of them, the first one first."""
+        return [_plain(frame) for frame in self._whole()]
+
+    def _whole(self) -> list[str]:
+        return [frame for frame in self.output.split(HOME)[1:] if frame.count("\n") == self._lines - 1]
 
     def until(self, condition: Callable[[str], Any], seconds: float = 60) -> str:
         """Wait until a frame is as it should be; answers it."""
@@ -113,3 +119,7 @@ class Screen:
         assert self.output.count(SCREEN_ON) == self.output.count(SCREEN_OFF)
         assert self.output.rfind(CURSOR_ON) >= self.output.rfind(CURSOR_OFF)
         assert termios.tcgetattr(self._theirs) == self.before
+
+
+def _plain(frame: str) -> str:
+    return _ESCAPE.sub("", frame).replace("\r\n", "\n")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
@@ -21,6 +20,8 @@ from packhorse.clock import SystemClock
 from packhorse.doctor import examine
 from scripts.servers import Missing
 from tests.servers import Private, PrivatePostgres, missing
+
+from .serving import until
 
 AOF = {"appendonly": "yes", "appendfsync": "always"}
 
@@ -123,6 +124,8 @@ def test_a_policy_that_would_evict_and_full_memory_are_warnings(private: Private
 def test_a_replica_and_its_master(private: Private) -> None:
     master = private.redis(AOF)
     replica = private.redis(AOF | {"replicaof": f"127.0.0.1 {master.port}"})
+    with closing(redis.Redis.from_url(replica.url)) as client:  # until then it may be loading what it copies
+        until(lambda: client.info("replication")["master_link_status"] == "up")
     assert broken(run(replica.url, 1)) == {"takes writes"}
     sentinels = private.sentinels()
     found = run(sentinels.url, 1)
@@ -142,10 +145,7 @@ def test_a_redis_that_cannot_save_refuses_writes(private: Private) -> None:
     client = redis.Redis.from_url(server.url)
     client.set("x", 1)
     client.bgsave()
-    deadline = time.monotonic() + 60
-    while client.info("persistence")["rdb_last_bgsave_status"] != "err":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
     assert broken(run(server.url, 1)) == {"appendonly", "last snapshot"}
     client.config_set("stop-writes-on-bgsave-error", "no")
     assert run(server.url, 1)["last snapshot"]["level"] == "warn"
@@ -192,10 +192,7 @@ def set_to(server: PrivatePostgres, name: str, value: str) -> Iterator[None]:
             db.execute(change)
             db.execute("SELECT pg_reload_conf()")
             db.execute("RESET default_transaction_read_only")
-            deadline = time.monotonic() + 60
-            while db.execute(f"SHOW {name}").fetchone() != (wanted,):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            until(lambda wanted=wanted: db.execute(f"SHOW {name}").fetchone() == (wanted,))
             if wanted == value:
                 yield
 
@@ -208,6 +205,8 @@ def test_a_postgres_as_it_comes_keeps_the_promise(keeping: PrivatePostgres, priv
     assert re.fullmatch("1h behind|5[0-9]m[0-9]+s behind", clock_of(keeping.url))
     assert run(private.pgbouncer(keeping).url, 0)["LISTEN"]["level"] == "warn"
     assert broken(run(private.standby(keeping).url, 1)) == {"takes writes"}
+    with psycopg.connect(keeping.url, autocommit=True) as db:  # it takes reads before it follows
+        until(lambda: db.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'").fetchone())
     assert run(keeping.url, 0)["replicas"]["level"] == "warn"
 
 

@@ -29,6 +29,13 @@ async def large(file: str) -> str:
     return "x" * 900_000
 """
 
+#: That a runner had no room is told for half a minute, for it does not tell when it has some again.
+SOONER = """
+import packhorse.observe.writing
+
+packhorse.observe.writing.TOLD_MS = 10_000
+"""
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
@@ -57,8 +64,9 @@ def fill(disk: Path) -> Path:
 
 def test_a_full_disk_is_told_by_worker_and_command_and_passes(disk: Path, tmp_path: Path) -> None:
     (tmp_path / "jobs.py").write_text(APP)
+    (tmp_path / "sitecustomize.py").write_text(SOONER)
     store = f"sqlite:///{disk / 'jobs.db'}"
-    environ = {"PACKHORSE_URL": store}
+    environ = {"PACKHORSE_URL": store, "PYTHONPATH": str(tmp_path)}
     with Worker(tmp_path, environ=environ) as worker, Packhorse(store) as app:
         worker.wait_until_ready()
         assert process("health", environ=environ).returncode == 0

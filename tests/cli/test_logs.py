@@ -115,12 +115,17 @@ def test_follow_goes_on_until_the_job_has_ended(cli: Cli, monkeypatch: pytest.Mo
     log(cli, job, 1, *lines[:2])
     looks = iter([lambda: log(cli, job, 1, *lines), lambda: end(cli, job, State.SUCCEEDED)])
 
-    async def look_again(seconds: float) -> None:
+    pause, sleep = 0.0123, asyncio.sleep
+
+    async def look_again(seconds: float, *result: Any) -> Any:
+        if seconds != pause:
+            return await sleep(seconds, *result)  # of somebody else in this process
         step = threading.Thread(target=next(looks))
         step.start()
         step.join()
+        return None
 
-    monkeypatch.setattr(command, "_LOOK_S", 0)
+    monkeypatch.setattr(command, "_LOOK_S", pause)
     monkeypatch.setattr(asyncio, "sleep", look_again)
     result = cli("logs", job[0], "--follow", "--level", "info")
     messages = [line.rpartition(" shop: ")[2] for line in result.stdout.splitlines() if " shop: " in line]

@@ -317,8 +317,11 @@ async def _under_load(lab: Lab, chance: random.Random) -> None:
     try:
         await lab.fill(source)
         workers = [lab.worker(number) for number in range(2)]
-        kills = 0
-        for number in range(10):
+        kills = number = 0
+        while number < 10 or kills < 5:
+            assert number < 60, "hardly any mover was killed on its way"
+            if number >= 10:  # too many had moved all there was before we looked
+                await lab.add(source, "work", specs("work", 1_000))
             mover = lab.move()
             await _until_moved(source, mover, chance.randrange(1, 700))
             kills += mover.poll() is None
@@ -326,7 +329,7 @@ async def _under_load(lab: Lab, chance: random.Random) -> None:
             mover.wait()
             await lab.add(source, "work", specs("work", 5))
             await lab.add(target, "work", specs("flaky" if number % 2 else "work", 5))
-        assert kills >= 5, "hardly any mover was killed on its way"
+            number += 1
         mover = lab.move("--json")
         assert await asyncio.to_thread(mover.wait, 60) == 0, (
             lab.directory / f"move-{len(lab.started) - 1}.log"
@@ -347,7 +350,7 @@ async def _check(lab: Lab, source: Backend, target: Backend) -> None:
     assert await _left(source) == 0
     assert await source.schedules() == []
     records = await _records(target, ids)
-    assert len(records) == len(ids) == 5_100
+    assert len(records) == len(ids) >= 5_100
     slots = [job.slot_at_ms or 0 for job in (await target.find(Query(schedule="pulse", oldest_first=True))).jobs]
     assert sorted(slots) == list(range(min(slots), max(slots) + 1, 1_000)), "a slot was missed or fired twice"
     assert len(slots) > 3
@@ -380,16 +383,19 @@ def test_ctrl_c_lets_what_is_on_its_way_arrive(tmp_path: Path) -> None:
         source, target = (open_backend(url) for url in lab.urls)
         await source.open()
         await target.open()
-        for _ in range(10):
-            await lab.add(source, "work", specs("work", 1_000))
-        mover = lab.move()
-        await _until_moved(source, mover, 1_000)
-        mover.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(mover.wait, 20) == 130
-        said = (tmp_path / "move-0.log").read_text()
+        for _ in range(20):
+            await lab.add(source, "work", specs("work", 10_000))
+            mover = lab.move()
+            await _until_moved(source, mover, 1_000)
+            mover.send_signal(signal.SIGINT)
+            code = await asyncio.to_thread(mover.wait, 60)
+            if await _left(source):
+                break  # else it had moved all before it heard of the signal
+        said = (tmp_path / f"move-{len(lab.started) - 1}.log").read_text()
+        assert code == 130
         assert "what is on its way arrives first" in said
         assert "run the same command again to go on" in said
-        assert await _left(source) + await _left(target) == 10_000
+        assert await _left(source) + await _left(target) == len(lab.wanted["work"])
         assert await _left(source) > 0
         await target.close()
         await source.close()

@@ -112,8 +112,16 @@ def test_stacks_show_every_job_and_no_values(lab: Lab) -> None:
     worker, pid = start(lab, "-c", "4")
     (waiting,) = lab.enqueue("wait_for_others", 1, {"ms": 123_456})
     (burning,) = lab.enqueue("burn_in_process", 1, {"ms": 123_456})
+    texts: list[str] = []
+
+    def both_are_where_they_stay() -> bool:
+        """They say that they have begun a moment before."""
+        texts.append(call(lab, "stacks", pid).stdout)
+        return " wait_deep\n" in texts[-1] and " burn_in_process\n" in texts[-1]
+
     lab.until(lambda: len(lab.lines()) == 2, 60, "both run")
-    text = call(lab, "stacks", pid).stdout
+    lab.until(both_are_where_they_stay, 60, "both are where they stay")
+    text = texts[-1]
     assert f"waiting, job {waiting} (wait_for_others)" in text
     assert f"MainThread, job {burning} (burn_in_process)" in text
     assert text.count(burning) == 1

@@ -20,6 +20,16 @@ from .serving import APP, Command, alive, stored, until
 
 TOKEN = "0123456789abcdefghijABCDEFGHIJ"
 
+HELD = """
+import os
+
+@app.task(timeout=120)
+async def held(file: str) -> str:
+    while not os.path.exists(file):
+        await asyncio.sleep(0.01)
+    return "let go"
+"""
+
 
 @pytest.fixture
 def jobs(directory: Path) -> Path:
@@ -88,11 +98,14 @@ def test_with_worker_runs_the_jobs(jobs: Path) -> None:
 
 def test_ctrl_c_lets_a_running_job_end_and_stops_all_once(jobs: Path) -> None:
     """Ctrl+C in a terminal: the worker hears of it once, so the job ends; the exit code is 0."""
+    (jobs / "jobs.py").write_text(APP + HELD)
     with Command(jobs, "serve", "jobs", "--with-worker", "--port", "0") as server:
-        job_id = server.submit("slow", seconds=1.5)
+        job_id = server.submit("held", file=str(jobs / "go"))
         server.wait_for(job_id, "running")
         tree = server.tree()
         server.interrupt()
+        until(lambda: "running jobs have" in server.output)
+        (jobs / "go").touch()
         assert server.end(tree) == 0
         assert "stopping now" not in server.output
     found = stored(jobs, job_id)

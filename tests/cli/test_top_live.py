@@ -179,11 +179,11 @@ def test_a_worker_at_work_is_seen(directory: Path) -> None:
         frame = screen.shows("Fail: no such address")
         assert "no worker" not in frame
         assert "nap" in frame.partition("RUNS")[2]
+        before = len(screen.frames)
         add(20, type="refuse")
-        # In one frame: the next may say `in 0/s` again, and no `+` any more.
-        screen.until(
-            lambda frame: re.search(r"failed 23 \+[0-9]+ in ", frame) and "in 0/s" not in frame and "dead" in frame
-        )
+        screen.until(lambda frame: re.search(r"failed 23 \+[0-9]+ in ", frame) and "dead" in frame)
+        # Any of the frames since then: five seconds later `in 0/s` is true again.
+        assert any(re.search(r"\bin [0-9.,]+/s", frame) and "in 0/s" not in frame for frame in screen.frames[before:])
         screen.press("q")
         screen.ends(0)
 
@@ -347,7 +347,7 @@ def test_json_is_one_document() -> None:
     assert shown["states"]["pending"] == 3
     assert shown["rates"] == {"in": 0, "out": 0, "failed": 0, "at_least": False}
     assert shown["queues"]["default"]["has_worker"] is False
-    assert 900 <= shown["span_ms"] <= 10_000
+    assert 900 <= shown["span_ms"] <= 60_000
 
 
 def test_what_cannot_be_is_one_line() -> None:

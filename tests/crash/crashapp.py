@@ -59,6 +59,19 @@ async def hold(ctx: Context, go: str) -> int:
     return ctx.attempt
 
 
+@app.task(timeout="1h")
+async def hold_still(ctx: Context) -> None:
+    """Stop this process, and again before it does anything else, whenever it is made to go on."""
+
+    def stop(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    signal.signal(signal.SIGCONT, stop)
+    note("start", ctx)
+    stop()
+    await asyncio.Event().wait()
+
+
 @app.task
 def block_thread(ctx: Context, ms: float) -> int:
     note("start", ctx)

@@ -145,11 +145,15 @@ class Lab:
     def live_workers(self) -> list[WorkerInfo]:
         return self.do(lambda backend: backend.workers())
 
-    def lines(self, what: str = "start") -> list[Start]:
+    def whole_lines(self) -> list[str]:
+        """What handlers wrote, without a line that is being written."""
         if not self.log.exists():
             return []
+        return [line.rstrip("\n") for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def lines(self, what: str = "start") -> list[Start]:
         found = []
-        for line in self.log.read_text().splitlines():
+        for line in self.whole_lines():
             kind, job, attempt, pid, at = line.split()
             if kind == what:
                 found.append(Start(job, int(attempt), int(pid), float(at)))

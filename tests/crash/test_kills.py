@@ -101,31 +101,38 @@ def test_a_dead_workers_jobs_start_again_within_lease_and_five_seconds(lab: Lab,
     lab.until(lambda: len(lab.lines()) == 1, 60, "the job started")
     second = lab.worker("-c", "4", "--lease", "3s")
     lab.until(lambda: b" ready: " in second.output.read_bytes(), 60, "the other worker is ready")
+    # The first, unless the machine has stood still for longer than its lease: then the job may be with either of them.
+    before = lab.lines()
+    holder, other = (second, first) if before[-1].pid in second.runners() else (first, second)
     killed_at = boot_s()
-    first.kill_all()
-    lab.until(lambda: len(lab.lines()) == 2, 60, "the job started again")
-    started_at = lab.lines()[1].at
-    assert started_at - killed_at <= 3 + 5 + witness.lost_s(killed_at, started_at)
+    holder.kill_all()
+    lab.until(lambda: len(lab.lines()) > len(before), 60, "the job started again")
+    again = lab.lines()[len(before)]
+    assert again.at - killed_at <= 3 + 5 + witness.lost_s(killed_at, again.at)
+    assert again.attempt == before[-1].attempt + 1
     go.touch()
     lab.until(lambda: lab.all_ended(ids), 60, "the job ended")
-    assert result(lab.records(ids)[0]) == 2
-    assert second.stop() == 0
+    assert result(lab.records(ids)[0]) == lab.lines()[-1].attempt
+    assert other.stop() == 0
 
 
 @pytest.mark.of_workers
 def test_a_runner_without_keeper_finishes_and_ends(lab: Lab) -> None:
     worker = lab.worker("-c", "4", "--lease", "2s")
     go = lab.directory / "go"
-    ids = lab.enqueue("hold", 1, {"go": str(go)}, max_attempts=1)
-    lab.until(lambda: len(lab.lines()) == 1, 60, "the job started")
+    # One attempt is enough, unless the machine stands still for longer than the lease while the keeper lives.
+    ids = lab.enqueue("hold", 1, {"go": str(go)}, max_attempts=100)
+    lab.until(lambda: len(lab.lines()) >= 1, 60, "the job started")
     runners = worker.runners()
     worker.process.kill()
     worker.process.wait()
     killed_at = boot_s()
     lab.until(lambda: boot_s() - killed_at > 3, 60, "longer than the lease")
+    started = [start.attempt for start in lab.lines()]
     go.touch()
     lab.until(lambda: lab.all_ended(ids), 60, "the job ended although its keeper was gone")
     assert lab.states(ids) == {State.SUCCEEDED: 1}
+    assert result(lab.records(ids)[0]) == started[-1], "it was run again"
     lab.until(lambda: not any(alive(pid) for pid in runners), 60, "the orphan ended by itself")
 
 
@@ -172,12 +179,13 @@ def test_what_had_not_begun_when_its_runner_died_loses_no_attempt(lab: Lab) -> N
 
 @pytest.mark.of_workers
 def test_what_waits_for_a_process_when_its_runner_dies_loses_no_attempt(lab: Lab) -> None:
-    ids = lab.enqueue("in_child", 60, max_attempts=1)
+    processes = 2 * (os.cpu_count() or 1)
+    count = 15 * processes
+    ids = lab.enqueue("in_child", count, max_attempts=1)
     (poison,) = lab.enqueue("die", payload={"how": "exit"}, max_attempts=3, priority=9)
-    worker = lab.worker("-c", "60")
+    worker = lab.worker("-c", str(count))
     lab.until(lambda: lab.all_ended([poison, *ids]), 60, "all ended")
     states = lab.states(ids)
-    processes = 2 * (os.cpu_count() or 1)
     # It died three times, each time with as many that ran, and at most as many that had just ended.
     assert states.get(State.FAILED, 0) <= 3 * 2 * processes < len(ids)
     starts = by_job(lab.lines())

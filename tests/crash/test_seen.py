@@ -27,7 +27,7 @@ class Night:
 
     def __init__(self, directory: Path, url: str = "") -> None:
         self.lab = Lab(directory, url)
-        self.worker: Worker = self.lab.worker("--metrics", "127.0.0.1:0", "--log-format", "json", "--lease", "3s")
+        self.worker: Worker = self.lab.worker("--metrics", "127.0.0.1:0", "--log-format", "json", "--lease", "30s")
         self.until(lambda: self._address() is not None, "the worker says where its metrics are")
 
     def _address(self) -> str | None:

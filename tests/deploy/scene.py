@@ -25,6 +25,7 @@ from scripts.servers import free_port
 
 from ..cli.serving import Command, alive
 from ..servers import Private, PrivatePrometheus, needed
+from ..standing_still import stop_between_writes
 from .files import PROMETHEUS
 
 LOST = "packhorse_runners_lost_total"
@@ -68,12 +69,12 @@ async def poison() -> None:
 async def blocking(seconds: float) -> None:
     time.sleep(seconds)
 
-@app.task(timeout="20s")
+@app.task(timeout="100s")
 async def held(ctx: Context) -> None:
     if ctx.attempt == 1:
         with open("held", "w") as file:
             file.write(str(os.getpid()))
-        await asyncio.sleep(15)
+        await asyncio.sleep(90)
 
 @app.schedule(every="1s")
 @app.task(timeout="1s")
@@ -198,7 +199,7 @@ class Scene:
         self.until("the job runs", lambda: told.exists() and told.read_text())
         pid = int(told.read_text())
         assert pid in {one for one, _ in self.worker.tree()}
-        os.kill(pid, signal.SIGSTOP)
+        stop_between_writes(pid, self.directory / "jobs.db")
         try:
             self.until("its job was taken back", lambda: self.value("sum(packhorse_jobs_recovered_total)") >= 1)
         finally:

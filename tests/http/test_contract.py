@@ -23,7 +23,6 @@ def test_contract(case: Case, store: str, tmp_path: Path) -> None:
     run_case(case, lambda: HTTPHarness(url))
 
 
-@pytest.mark.timeout(60)
 def test_any_history_goes_as_the_model_says() -> None:
     machine_for(HTTPHarness, examples=6, steps=30)("runTest").runTest()
 

@@ -27,7 +27,9 @@ def test_a_private_postgres_can_be_configured_killed_and_frozen(private: Private
     server.freeze()
     assert not postgres_answers(server.port)
     server.thaw()
-    assert postgres_answers(server.port)
+    deadline = time.monotonic() + 60
+    while not postgres_answers(server.port):
+        assert time.monotonic() < deadline, "still frozen"
     standby = private.standby(server)
     with psycopg.connect(standby.url) as connection:
         assert connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)

@@ -23,10 +23,11 @@ FOREVER = Keep(succeeded_ms=10**12, failed_ms=10**12, cancelled_ms=10**12)
 
 
 def _kill(url: str, which: str) -> int:
+    """End connections of packhorse, and wait until they are gone; answers how many there were."""
     with shell(url) as db:
         return len(
             db.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = current_database() "
                 f"AND application_name = 'packhorse' AND pid <> pg_backend_pid() AND {which}".encode()
             ).fetchall()
         )
@@ -41,7 +42,6 @@ def test_killed_connections_are_replaced(postgres_url: str) -> None:
                 await asyncio.gather(*(backend.enqueue(new(1, tags=(f"t{n}",))) for n in range(8)))
                 await backend.counts()
                 assert _kill(postgres_url, "TRUE") >= 1
-                await asyncio.sleep(0.05)
                 assert (await backend.enqueue(new(1)))[0].created
 
     run(main())
@@ -56,6 +56,7 @@ def test_a_killed_listener_comes_back(postgres_url: str, witness: Witness) -> No
                 await until(lambda: waiter._wake.delivers, "the listener has tried itself")
                 for _ in range(3):
                     await bell.wait(0)
+                    waiter._wake.delivers = None
                     assert _kill(postgres_url, "query LIKE 'LISTEN%'") == 1
                     killed = boot_s()
                     await other.enqueue(new(1))

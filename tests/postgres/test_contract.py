@@ -10,8 +10,9 @@ import os
 
 import pytest
 
-from packhorse.testing.conformance import Case, cases, run_case
+from packhorse.testing.conformance import Case, cases
 from packhorse.testing.conformance.stores import PostgresHarness
+from tests.real_time import run_in_real_time
 
 FULL = os.environ.get("PACKHORSE_FULL") == "1"
 TOPICS = {"claim", "lease", "wake"}
@@ -19,4 +20,4 @@ TOPICS = {"claim", "lease", "wake"}
 
 @pytest.mark.parametrize("case", [case for case in cases() if FULL or case.topic in TOPICS], ids=str)
 def test_contract_by_the_servers_clock(case: Case, postgres_url: str) -> None:
-    run_case(case, lambda: PostgresHarness(postgres_url, manual_clock=False))
+    run_in_real_time(case, lambda: PostgresHarness(postgres_url, manual_clock=False))

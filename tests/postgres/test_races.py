@@ -262,6 +262,12 @@ def test_a_transaction_that_ties_a_child_stops_no_other_family(postgres_url: str
     run(main())
 
 
+def _waits_for(db: Any, key: int) -> bool:
+    """Answer whether somebody waits for an advisory lock."""
+    of_key = "locktype = 'advisory' AND (classid::int8 << 32 | objid::int8) = %s"
+    return db.execute(f"SELECT 1 FROM pg_locks WHERE NOT granted AND {of_key}".encode(), (key,)).fetchone() is not None
+
+
 async def _has_started(backend: Any) -> bool:
     return len(await backend.claim(["default"], 1, 30_000, "w")) == 1
 
@@ -271,17 +277,20 @@ def test_a_lock_ahead_of_a_statement_holds_until_it_is_done(postgres_url: str) -
 
     async def main() -> None:
         async with opened(postgres_url) as backend:
-            key = backend._store.lock_key("gate")
-            slow = Statement("SELECT pg_sleep(0.5)", (), ahead=(Statement(LOCK, (key,)),), last=True)
+            key, latch = backend._store.lock_key("gate"), backend._store.lock_key("latch")
+            slow = Statement(LOCK, (latch,), ahead=(Statement(LOCK, (key,)),), last=True)
 
             def script() -> Script[None]:
                 yield slow
 
             for _ in range(7):  # also once statements are prepared
-                task = asyncio.ensure_future(backend._pool.run(script))
-                await asyncio.sleep(0.25)
-                with shell(postgres_url) as db:
+                with shell(postgres_url) as holder, shell(postgres_url) as db:
+                    holder.execute("SELECT pg_advisory_lock(%s)", (latch,))
+                    task = asyncio.ensure_future(backend._pool.run(script))
+                    await until(lambda db=db: _waits_for(db, latch), "it is in its statement")
                     assert db.execute("SELECT pg_try_advisory_xact_lock(%s)", (key,)).fetchone()[0] is False
                 await task
+                with shell(postgres_url) as db:
+                    assert db.execute("SELECT pg_try_advisory_xact_lock(%s)", (key,)).fetchone()[0] is True
 
     run(main())

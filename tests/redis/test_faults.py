@@ -12,7 +12,8 @@ from packhorse import Packhorse
 from packhorse.backends.base import Keep, Limit, Settlement, Verdict, WorkerInfo, job_topic, queue_topic
 from packhorse.backends.bells import Bell
 from packhorse.backends.redis import RedisBackend
-from packhorse.clock import ManualClock
+from packhorse.chance import CHANCE
+from packhorse.clock import SYSTEM_CLOCK, ManualClock
 from packhorse.errors import InvalidOption, StoreFull, Unavailable
 from packhorse.job import State, Unique
 from packhorse.testing.conformance.stores import RedisHarness
@@ -28,10 +29,12 @@ async def settle(backend: RedisBackend, *jobs, state: State = State.SUCCEEDED) -
     return await backend.settle([Settlement(id=job.id, token=job.token, state=state) for job in jobs])
 
 
-def test_scripts_that_the_server_forgot_are_given_again(redis_url: str) -> None:
+def test_scripts_that_the_server_forgot_are_given_again(private: Private) -> None:
+    url = private.redis().url
+
     async def main() -> None:
-        async with opened(redis_url) as backend:
-            with shell(redis_url) as client:
+        async with opened(url) as backend:
+            with shell(url) as client:
                 ids = await add(backend, 3)
                 client.script_flush()
                 jobs = await claim(backend)
@@ -44,41 +47,47 @@ def test_scripts_that_the_server_forgot_are_given_again(redis_url: str) -> None:
 
 
 def test_killed_connections_are_made_again(redis_url: str) -> None:
+    name = f"killed-{CHANCE.ids(SYSTEM_CLOCK.now_ms(), 1)[0]}"
+
     async def main() -> None:
-        async with opened(with_parameter(redis_url, "client_name", "packhorse-killed")) as backend:
+        async with opened(with_parameter(redis_url, "client_name", name)) as backend:
             with shell(redis_url) as client:
                 for _ in range(5):
-                    assert _kill(client, b"packhorse-killed")
-                    await asyncio.sleep(0.05)
+                    await _kill(client, name)
                     await add(backend)  # the driver sees the closed connection before it sends
                 jobs = await claim(backend)
                 assert len(jobs) == 5
-                assert _kill(client, b"packhorse-killed")
-                await asyncio.sleep(0.05)
+                await _kill(client, name)
                 assert await settle(backend, *jobs) == [Verdict.APPLIED] * 5
 
     run(main)
 
 
-def _kill(client, name: bytes) -> int:
-    killed = 0
-    for one in client.client_list():
-        if one["name"].encode() == name:
-            client.client_kill_filter(_id=one["id"])
-            killed += 1
-    return killed
+async def _kill(client, name: str, listens: bool = False) -> None:
+    """Have the server close connections of this name, and wait until they are closed. Others may be at work beside."""
+
+    def found() -> set[str]:
+        return {one["id"] for one in client.client_list() if one["name"] == name and (one["sub"] != "0" or not listens)}
+
+    killed = found()
+    assert killed
+    for number in killed:
+        client.client_kill_filter(_id=number)
+    await until(lambda: not killed & found(), "they are closed")
+    await asyncio.sleep(0.01)  # the loop reads what is there before it comes back here: the ends of the connections
 
 
 def test_a_killed_listener_is_back_within_a_second(redis_url: str, witness: Witness) -> None:
     """Also what a full output buffer does: the server closes the connection."""
+    name = f"killed-{CHANCE.ids(SYSTEM_CLOCK.now_ms(), 1)[0]}"
 
     async def main() -> None:
-        async with opened(redis_url) as backend, opened(redis_url) as other:
+        async with opened(with_parameter(redis_url, "client_name", name)) as backend, opened(redis_url) as other:
             with shell(redis_url) as client, backend.watch([queue_topic("default")]) as bell:
                 await until(lambda: client.pubsub_numsub(key(backend, "wake"))[0][1] == 1, "it listens")
                 await bell.wait(100)
                 for _ in range(2):
-                    client.client_kill_filter(_type="pubsub", skipme=True)
+                    await _kill(client, name, listens=True)
                     killed_at = boot_s()
                     assert await bell.wait(30_000), (
                         "the bells ring once it listens again: something may have been missed"
@@ -152,7 +161,7 @@ def test_a_server_that_is_started_again_is_used_again(private: Private) -> None:
     server = private.redis({"appendonly": "yes", "appendfsync": "always"})
 
     async def main() -> None:
-        async with opened(with_parameter(server.url, "timeout", "1")) as backend:
+        async with opened(server.url) as backend:
             ids = await add(backend, 3)
             (job, *_) = await claim(backend, 1)
             server.stop()
@@ -218,7 +227,7 @@ def test_a_server_without_memory_refuses_new_jobs_and_lets_old_ones_end(private:
                 await _fill(backend)
             before = (await backend.counts())["default"].states
             with pytest.raises(StoreFull, match="out of memory"):
-                await backend.enqueue(specs(100))
+                await _fill(backend, 1)  # as much as was too much: what the last call took on its way is free again
             assert (await backend.counts())["default"].states == before, "a refused call left something behind"
             jobs = await claim(backend, 3)
             assert await settle(backend, *jobs) == [Verdict.APPLIED] * 3
@@ -226,8 +235,8 @@ def test_a_server_without_memory_refuses_new_jobs_and_lets_old_ones_end(private:
     run(main)
 
 
-async def _fill(backend: RedisBackend) -> None:
-    for _ in range(1_000):
+async def _fill(backend: RedisBackend, times: int = 1_000) -> None:
+    for _ in range(times):
         await backend.enqueue(specs(100, payload=b'"' + b"x" * 1_000 + b'"'))
 
 
@@ -310,9 +319,9 @@ def test_an_idle_worker_asks_at_most_five_commands_a_second(private: Private) ->
         async with app.worker():
             await work.aenqueue()
             await asyncio.sleep(1.5)
-            before = commands()
+            before, began = commands(), boot_s()
             await asyncio.sleep(3)
-            assert commands() - before <= 15
+            assert commands() - before <= 5 * (boot_s() - began)
 
     run(main)
 

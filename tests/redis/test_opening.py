@@ -131,11 +131,13 @@ def test_a_replica_is_refused(private: Private) -> None:
 
 
 async def _until_it_answers(url: str) -> None:
-    for _ in range(200):
+    for _ in range(1_200):
         try:
             await open_backend(url).open()
         except Unavailable:
             await asyncio.sleep(0.05)
+        else:
+            return
 
 
 def test_a_newer_schema_is_left_alone(redis_url: str) -> None:

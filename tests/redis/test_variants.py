@@ -14,6 +14,7 @@ import pytest
 from packhorse.testing.conformance import Case, cases, run_case
 from packhorse.testing.conformance.stores import RedisHarness
 from tests.private import PrivateRedisCluster, RedisSentinels
+from tests.real_time import run_in_real_time
 from tests.servers import Private
 
 FULL = os.environ.get("PACKHORSE_FULL") == "1"
@@ -65,4 +66,4 @@ def test_tls(case: Case, encrypted: str) -> None:
 
 @pytest.mark.parametrize("case", some(6), ids=str)
 def test_the_clock_of_the_server(case: Case, redis_url: str) -> None:
-    run_case(case, lambda: RedisHarness(redis_url, server_clock=True))
+    run_in_real_time(case, lambda: RedisHarness(redis_url, server_clock=True))

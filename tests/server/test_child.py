@@ -34,7 +34,7 @@ def test_a_child_stops_when_told_and_answers_its_exit_code(directory: Path) -> N
         child = Child(["serve"])
         await until_serving(directory)
         assert not child.ended
-        assert await child.stop(20_000) == 0
+        assert await child.stop(60_000) == 0
         assert child.ended
         child.tell()  # nobody is there any more
         assert await child.exit_code() == 0

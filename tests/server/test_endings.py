@@ -97,7 +97,12 @@ async def test_a_claim_may_wait_as_long_as_it_says_whatever_other_requests_may_t
     body = b'{"worker": "one", "wait": "1s"}'
     try:
         async with serving(application, Limits(request_ms=200), stopping=service.stopping) as url:
-            assert (await _post(int(url.rpartition(":")[2]), body, b"/api/v1/claims")).startswith(b"HTTP/1.1 200")
+            for _ in range(10):  # before it says how long, it has 200 ms like all others, which the machine may take
+                answer = await _post(int(url.rpartition(":")[2]), body, b"/api/v1/claims")
+                if answer.startswith(b"HTTP/1.1 200"):
+                    break
+            else:
+                raise AssertionError(answer)
     finally:
         await service.close()
 

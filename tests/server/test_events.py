@@ -13,13 +13,13 @@ import pytest
 from packhorse import Packhorse
 from packhorse.backends.base import Backend, Changes
 from packhorse.backends.memory import MemoryBackend
-from packhorse.clock import precise_boot_ms
 from packhorse.errors import Unavailable
 from packhorse.job import JobSpec
 from packhorse.server.access import Caller, Role
 from packhorse.server.feed import following as feed
 from packhorse.server.feed import listeners, streaming
 from packhorse.server.routes import events
+from tests.witness import Witness, boot_s
 
 from ..worker.working import new_app, until
 from .hearing import Ear, Message, Served, in_loop, served
@@ -253,7 +253,7 @@ async def _raw(server: Served, request: str) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(request.encode())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await reader.readuntil(b"\r\n\r\n")
     finally:
         writer.close()
@@ -321,11 +321,12 @@ async def test_a_client_that_does_not_read_is_cut_off_others_hear_all_and_it_goe
 
 
 @in_loop
-async def test_all_streams_end_at_once_when_the_server_stops() -> None:
+async def test_all_streams_end_at_once_when_the_server_stops(monkeypatch) -> None:
+    monkeypatch.setattr(streaming, "ALIVE_S", 3_600.0)  # no sign of life ends the wait
     async with served(shop()) as server, AsyncExitStack() as stack:
         ears = [await stack.enter_async_context(server.listen()) for _ in range(10)]
         server.service.stopping.set()
-        async with asyncio.timeout(10):  # the next sign of life would come after 15 s
+        async with asyncio.timeout(60):
             assert await asyncio.gather(*[ear.over() for ear in ears]) == [[]] * 10
         assert not server.service.feed.listeners
 
@@ -362,13 +363,13 @@ async def test_a_store_that_cannot_tell_changes_is_said_so() -> None:
 
 @in_loop
 async def test_a_store_that_is_away_is_a_problem_first_and_a_pause_later(monkeypatch) -> None:
-    monkeypatch.setattr(events, "_BEGIN_S", 0.2)
     monkeypatch.setattr(feed, "_AWAY_MS_MAX", 50)
     store = Odd()
     app = _on(shop(), store)
     async with served(app) as server:
         async with server.listen() as ear:
             store.away = True
+            monkeypatch.setattr(events, "_BEGIN_S", 0.2)
             async with server.listen() as refused:
                 assert refused.status == 503
             await app.aenqueue("email", {})
@@ -381,20 +382,20 @@ async def test_a_store_that_is_away_is_a_problem_first_and_a_pause_later(monkeyp
 
 
 @in_loop
-async def test_fifty_clients_see_a_change_within_a_second(record_property) -> None:
+async def test_fifty_clients_see_a_change_within_a_second(record_property, witness: Witness) -> None:
     """The aim is 200 ms; `bench/event_clients.py` measures it. Here the machine may be busy."""
     app = shop()
     latencies: list[float] = []
     async with served(app) as server, AsyncExitStack() as stack:
         ears = [await stack.enter_async_context(server.listen()) for _ in range(50)]
         for _ in range(5):
-            began = precise_boot_ms()
+            began = boot_s()
             await app.aenqueue("email", {})
 
             async def hear(ear: Ear, began: float = began) -> None:
                 message: Message = await ear.next()
                 assert message.kind == "job"
-                latencies.append(precise_boot_ms() - began)
+                latencies.append(1_000 * witness.since_s(began))
 
             await asyncio.gather(*map(hear, ears))
     latencies.sort()

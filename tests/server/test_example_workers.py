@@ -97,7 +97,7 @@ class Site:
                 "MARKS": str(self._directory),
                 "TMPDIR": str(self._directory),
                 "PACKHORSE_SERVER": self.url,
-                "LEASE": "2",
+                "LEASE": "60",  # on a busy machine a short one would lapse
                 **environ,
             },
             stderr=asyncio.subprocess.PIPE,
@@ -125,7 +125,7 @@ class Site:
     async def records(self, jobs: list[Any]) -> list[JobRecord]:
         return [record for record in await (await self.app.backend()).get([job.id for job in jobs]) if record]
 
-    async def ended(self, jobs: list[Any], limit_s: float = 30) -> list[JobRecord]:
+    async def ended(self, jobs: list[Any], limit_s: float = 60) -> list[JobRecord]:
         """Wait until all of these ended; each did so once."""
 
         async def all_ended() -> bool:
@@ -202,7 +202,7 @@ def test_fifty_jobs_end_once_each_with_failures_and_retries(tmp_path: Path, kind
         async with site_open() as site:
             types = ["ok", "ok", "ok", "flaky", "bad"]
             jobs = await site.app.aenqueue_many([(types[n % 5], {"n": n}) for n in range(50)])
-            workers = [await site.start(LEASE="60") for _ in range(2)]  # on a busy machine a short one would lapse
+            workers = [await site.start() for _ in range(2)]
             records = await site.ended(jobs, 80)
             for n, record in enumerate(records):
                 if record.type == "ok":
@@ -303,7 +303,7 @@ def test_b4_jobs_of_a_killed_worker_are_run_by_another(tmp_path: Path, kind: str
         async with site_open() as site:
             slots = 5 if kind == "node" else 1
             jobs = await site.app.aenqueue_many([("held", {"n": n}) for n in range(slots)])
-            first = await site.start()
+            first = await site.start(LEASE="2")
             await site.running(slots)
             if kind == "sh":  # the handler has begun once it left its mark
                 await until(lambda: list(tmp_path.glob("held*")))
@@ -349,7 +349,7 @@ def test_a_heartbeat_on_its_way_does_not_list_a_worker_that_has_retired(tmp_path
                 if not is_held.is_set() and (tmp_path / "begun").exists():  # the first one while the job runs
                     is_held.set()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(3):  # a worker that is right waits for it before it retires
+                        async with asyncio.timeout(1.5):  # a worker that is right waits for it before it retires
                             await retired.wait()
                 return await heartbeat(*args)
 
@@ -360,7 +360,7 @@ def test_a_heartbeat_on_its_way_does_not_list_a_worker_that_has_retired(tmp_path
 
             memory.heartbeat, memory.retire = slow_heartbeat, seen_retire
             job = await site.app.aenqueue("gated", {})
-            worker = await site.start(SLOTS="1", LEASE="60")
+            worker = await site.start(SLOTS="1")
             await is_held.wait()
             worker.send_signal(signal.SIGTERM)
             (tmp_path / "gate").touch()
@@ -376,7 +376,7 @@ def test_a_worker_that_waits_stops_at_once(tmp_path: Path, kind: str) -> None:
 
     async def scenario() -> None:
         async with site_open() as site:
-            worker = await site.start(LEASE="60")
+            worker = await site.start()
 
             async def is_there() -> bool:
                 return len(await (await site.app.backend()).workers()) == 1

@@ -235,7 +235,7 @@ async def test_a_listener_that_does_not_read_is_cut_off_and_holds_nothing() -> N
         assert not slow._held
         steady.told.clear()
         gc.collect()
-        assert sum(isinstance(item, Told) for item in gc.get_objects()) < 1_000
+        assert sum(type(item) is Told for item in gc.get_objects()) < 1_000
 
 
 # ---- counts ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 
 from packhorse import Packhorse
 from packhorse.job import State
+from packhorse.server import health
 from packhorse.server.access import LOCAL
 from packhorse.server.app import make_application
 from packhorse.server.net.running import serving
@@ -160,7 +161,9 @@ def test_jobs_behind_many_of_other_types_are_found_in_one_wait() -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/jobs.db"])
-def test_a_durable_store_serves_workers_alike(url: str, tmp_path: Path) -> None:
+def test_a_durable_store_serves_workers_alike(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "LOOK_MS_MAX", 60_000)  # the machine may stand still for as long as a look may take
+
     async def scenario() -> None:
         app = Packhorse(url.format(tmp_path))
         async with client_of(app) as client:

@@ -38,7 +38,7 @@ def upload(server: Running, head: bytes, size: int) -> tuple[int, int]:
         client.send(head)
         sent = 0
         while sent < size and not select.select([client.socket], [], [], 0)[0]:
-            client.send(chunk)
+            client.offer(chunk)
             sent += len(part)
         return client.answer().status, sent
 
@@ -83,9 +83,8 @@ def test_an_operation_can_take_less_or_more() -> None:
 def test_a_body_that_nobody_reads_ends_the_connection() -> None:
     """C16: an answer that came before the body is read by the client; the body is not read by us."""
     with serving_in_thread(Limits(linger_ms=200)) as server, server.connect() as client:
-        client.send(b"POST /health HTTP/1.1\r\n" + HEAD + b"Content-Length: 1000000000\r\n\r\n" + b"x" * 100_000)
+        client.send(b"POST /health HTTP/1.1\r\n" + HEAD + b"Content-Length: 1000000000\r\n\r\n" + b"x" * 1_000)
         assert client.answer().status == 200
-        client.socket.settimeout(60)
         with pytest.raises(ConnectionError):  # noqa: PT012  # any of the sends
             for _ in range(10_000):
                 client.send(b"x" * 100_000)

@@ -240,7 +240,7 @@ def test_a_client_made_by_a_generator_enqueues_lists_and_shows(tmp_path: Path, m
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,6 @@ import resource
 import select
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -153,7 +152,7 @@ def test_is_refused_and_the_connection_ends(server: Running, name: str) -> None:
     """C15, C25, C32: what is not a request as we take it gets one answer, in a document, and a closed connection."""
     status, data = REFUSED[name]
     with server.connect() as client:
-        answer = client.send(data).answer()
+        answer = client.offer(data).answer()
         assert answer.status == status, answer
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["connection"] == "close"
@@ -169,11 +168,11 @@ def test_is_refused_too_where_it_comes_byte_by_byte_or_behind_another(server: Ru
         assert client.send(GET).answer().status == 200
         head, rest = data[:40], data[40:]
         for start in range(len(head)):
-            client.send(head[start : start + 1])
+            client.offer(head[start : start + 1])
             if select.select([client.socket], [], [], 0.0005)[0]:
                 break
         else:
-            client.send(rest)
+            client.offer(rest)
         assert client.answer().status == status
 
 
@@ -186,7 +185,7 @@ def test_nothing_is_smuggled_behind_a_request_that_ends_the_connection(server: R
 
 def test_what_comes_behind_a_bad_request_is_not_answered(server: Running) -> None:
     with server.connect() as client:
-        client.send(REFUSED["CL+TE"][1] + GET * 3)
+        client.offer(REFUSED["CL+TE"][1] + GET * 3)
         assert client.rest().count(b"HTTP/1.1 ") == 1
 
 
@@ -213,7 +212,7 @@ def test_chunks_of_nothing_but_frame_end_the_connection() -> None:
             with server.connect() as client:
                 client.send(CHUNKED + start)
                 while not select.select([client.socket], [], [], 0)[0]:
-                    client.send(b"a" * 10_000)
+                    client.offer(b"a" * 10_000)
                 assert client.answer().status == 400
         server.check_health()
 
@@ -223,34 +222,44 @@ def test_chunks_of_nothing_but_frame_end_the_connection() -> None:
 
 def test_a_slow_head_ends_in_time(witness: Witness) -> None:
     """C15, slowloris: a byte now and then keeps nothing open."""
-    with serving_in_thread(Limits(head_ms=300)) as server, server.connect() as client:
+    with serving_in_thread(Limits(head_ms=300)) as server:
         started = boot_s()
-        client.send(b"GET /health HTTP/1.1\r\n")
-        while not select.select([client.socket], [], [], 0.05)[0]:
-            client.send(b"X")
-            assert witness.since_s(started) < 3
-        assert client.answer().status == 408
-        assert boot_s() - started > 0.25
+        with server.connect() as client:
+            client.send(b"GET /health HTTP/1.1\r\n")
+            while not select.select([client.socket], [], [], 0.05)[0]:
+                client.offer(b"X")
+                assert witness.since_s(started) < 3
+            assert client.answer().status == 408
+            assert boot_s() - started > 0.25
         server.check_health()
 
 
 def test_a_slow_second_head_ends_in_time_too() -> None:
-    with serving_in_thread(Limits(head_ms=300)) as server, server.connect() as client:
-        client.send(GET).answer()
+    with serving_in_thread(Limits(head_ms=300)) as server, answered(server) as client:
         client.send(b"GET /health HTTP/1.1\r\nX: ")
         assert client.answer().status == 408
 
 
+def answered(server: Running) -> Client:
+    """Answer a connection that had its first answer: in one of some tries, as the machine may be too late for it."""
+    for _ in range(10):
+        client = server.connect()
+        with suppress(ConnectionError, EOFError):
+            if client.send(GET).answer().status == 200:
+                return client
+        client.close()
+    raise AssertionError("no head came in time")
+
+
 def test_who_says_nothing_is_let_go() -> None:
     """C15: a connection without a request, before its first one and after."""
-    with serving_in_thread(Limits(head_ms=200, idle_ms=400)) as server:
-        with server.connect() as client:
-            assert client.ended()
-        with server.connect() as client:
-            client.send(GET).answer()
-            started = time.monotonic()
-            assert client.ended()
-            assert time.monotonic() - started > 0.3
+    with serving_in_thread(Limits(head_ms=200)) as server, server.connect() as client:
+        assert client.ended()
+    with serving_in_thread(Limits(idle_ms=400)) as server, server.connect() as client:
+        started = boot_s()
+        assert client.send(GET).answer().status == 200
+        assert client.ended()
+        assert boot_s() - started > 0.3
 
 
 def test_an_endless_body_ends_in_time(witness: Witness) -> None:
@@ -259,7 +268,7 @@ def test_an_endless_body_ends_in_time(witness: Witness) -> None:
         client.send(CHUNKED)
         started = boot_s()
         while not select.select([client.socket], [], [], 0.02)[0]:
-            client.send(b"5\r\nhello\r\n")
+            client.offer(b"5\r\nhello\r\n")
             assert witness.since_s(started) < 3
         assert client.answer().status == 408
         assert event("disconnected").wait(60)
@@ -283,7 +292,7 @@ def test_a_slow_reader_is_waited_for_without_memory_and_then_dropped() -> None:
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.send(b"GET /endless HTTP/1.1\r\n" + HEAD + b"\r\n")
         for client in clients:
-            assert select.select([client.socket], [], [], 5)[0]
+            assert select.select([client.socket], [], [], 60)[0]
         server.check_health()
         assert server.rss_mb() - before_mb < 20
         for client in clients:
@@ -311,6 +320,8 @@ def test_an_answer_that_nobody_reads_is_dropped_when_the_connection_ends() -> No
 
 
 def test_a_client_that_is_gone_is_noticed(server: Running) -> None:
+    event("waiting").clear()
+    event("gone").clear()
     client = server.connect()
     client.send(b"GET /wait HTTP/1.1\r\n" + HEAD + b"\r\n")
     until(event("waiting").is_set)
@@ -336,7 +347,7 @@ def test_the_oldest_idle_connection_makes_room() -> None:
         for client in clients:
             client.send(GET).answer()
         clients[0].send(GET).answer()  # so the second is the one that is idle for longest
-        server.check_health()
+        assert server.ask(GET).status == 200  # once: each that asks takes a place
         assert clients[1].ended()
         for client in (clients[0], clients[2]):
             assert client.send(GET).answer().status == 200
@@ -350,7 +361,7 @@ def test_where_all_have_a_request_a_new_one_is_told_to_come_later() -> None:
         for client in clients:
             client.send(b"GET /wait HTTP/1.1\r\n" + HEAD + b"\r\n")
         until(event("waiting").is_set)
-        until(lambda: not server.server._connections._waiting)
+        until(lambda: server.server.connections == 2 and not server.server._connections._waiting)
         with server.connect() as late:
             answer = late.send(GET).answer()
             assert answer.status == 503
@@ -364,7 +375,7 @@ def test_where_all_have_a_request_a_new_one_is_told_to_come_later() -> None:
 def test_half_sent_heads_make_room_too() -> None:
     """C15: whoever holds connections open with half a head takes no place from others."""
     with serving_in_thread(Limits(connections_max=10)) as server:
-        clients = [server.connect().send(b"GET / HT") for _ in range(50)]
+        clients = [server.connect().offer(b"GET / HT") for _ in range(50)]
         until(lambda: server.server.connections == 10)
         server.check_health()
         for client in clients:

@@ -353,7 +353,7 @@ async def test_an_endless_answer_is_read_up_to_its_bound() -> None:
             pass
 
     async with listening(endless) as port, poster(Allowed(["127.0.0.1"])) as sends:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await sends.post(f"http://127.0.0.1:{port}/", b"{}", {}) == 200
         assert sent < 20 << 20
 
@@ -373,8 +373,8 @@ async def test_what_failed_is_told_without_the_url() -> None:
     """C20: paths of such URLs are often secrets."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    async with poster(Allowed(["127.0.0.1"])) as sends:
-        with pytest.raises(PostFailed) as failure:
-            await sends.post(f"http://127.0.0.1:{port}/canary-of-a-path", b"{}", {})
-        assert "canary" not in str(failure.value)
+        port = unused.getsockname()[1]  # nobody else gets it meanwhile, and nobody listens there
+        async with poster(Allowed(["127.0.0.1"])) as sends:
+            with pytest.raises(PostFailed) as failure:
+                await sends.post(f"http://127.0.0.1:{port}/canary-of-a-path", b"{}", {})
+            assert "canary" not in str(failure.value)

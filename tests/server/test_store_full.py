@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
 
 from packhorse import Packhorse
+from packhorse.observe import store_gauges
+from packhorse.server import health
 from packhorse.server.access import Caller, Role
 from packhorse.server.app import make_application
 from packhorse.server.service import Service
@@ -16,6 +19,13 @@ from ..worker.working import until, work
 from .kit import admitting, client_of
 
 LARGE = {"type": "x", "payload": "x" * 400_000}
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that answers late is another matter, and a busy machine may make any store late."""
+    monkeypatch.setattr(health, "LOOK_MS_MAX", 60_000)
+    monkeypatch.setattr(store_gauges, "WAIT_MS_MAX", 60_000)
 
 
 async def limit_pages(app: Packhorse, more: int) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -126,6 +126,12 @@ class Client:
 
     def send(self, data: bytes) -> Client:
         self.socket.sendall(data)
+        return self
+
+    def offer(self, data: bytes) -> Client:
+        """Send what may be refused before all of it is here: where the server has gone, its answer has come."""
+        with suppress(ConnectionError):
+            self.socket.sendall(data)
         return self
 
     def answer(self) -> Answer:

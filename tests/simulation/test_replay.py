@@ -43,7 +43,7 @@ def test_a_seed_repeats_itself_in_a_process_with_other_hashes(hash_seed):
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=280,
     )
     assert ended.stdout.split() == [run_seed(seed).digest for seed in range(40)]
 

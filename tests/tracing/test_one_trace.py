@@ -16,7 +16,18 @@ from .receiver import Receiver, Seen, receiving
 from .test_trace_context import GOOD, SPAN, TRACE
 
 HERE = Path(__file__).parent
+QUEUES = ("default", "mail", "warehouse", "later")
 CANARY = "canary-4711"
+#: What comes of a request for the job `checkout`, in all processes.
+ALL = {
+    "POST /api/v1/jobs",
+    "charge the card",
+    "render the mail",
+    "weigh the parcel",
+    "create warehouse",
+    *(f"send {queue}" for queue in ("default", "mail", "later")),
+    *(f"{what} {queue}" for what in ("receive", "process", "settle") for queue in QUEUES),
+}
 
 
 def environ_of(directory: Path, tracing: str, **more: str) -> dict[str, str]:
@@ -50,7 +61,7 @@ def both(directory: Path, receiver: Receiver, **more: str) -> Iterator[tuple[Com
     environ = environ_of(directory, receiver.url, **more)
     with (
         Command(directory, "serve", "process_jobs:app", "--port", "0", environ=environ) as server,
-        WorkerCommand(directory, "-q", "default,mail,warehouse,later", environ=environ) as worker,
+        WorkerCommand(directory, "-q", ",".join(QUEUES), environ=environ) as worker,
     ):
         server.url  # noqa: B018  # waits until it is there
         worker.ready()
@@ -77,8 +88,8 @@ def test_a_request_and_all_that_comes_of_it_are_one_trace(tmp_path: Path) -> Non
             body = {"type": "checkout", "payload": {"card": CANARY}}
             job = server.ask("/api/v1/jobs", body, {"traceparent": GOOD})["id"]
             server.wait_for(job, "succeeded")
-            until(lambda: receiver.named("process later") and receiver.named("process mail"))
-        # They have ended, and with them what they had to send.
+            # How long a process waits at its end for what it has to send is bounded: all of it is waited for here.
+            until(lambda: {span.name for span in list(receiver.seen)} >= ALL)
         request = receiver.one("POST /api/v1/jobs")
         assert (request.trace, request.parent, request.kind, request.service) == (
             TRACE,
@@ -126,7 +137,7 @@ def test_attempts_that_fail_are_errors_of_the_same_trace(tmp_path: Path) -> None
         with both(tmp_path, receiver) as (server, _):
             body = {"type": "flaky", "payload": {"password": CANARY}}
             server.wait_for(server.ask("/api/v1/jobs", body)["id"], "succeeded")
-            until(lambda: len(receiver.named("process default")) == 3)
+            until(lambda: len(receiver.named("process default")) == 3 and receiver.named("send default"))
         send = receiver.one("send default")
         runs = sorted(receiver.named("process default"), key=lambda span: span.attributes["packhorse.job.attempt"])
         assert [run.parent for run in runs] == [send.span] * 3

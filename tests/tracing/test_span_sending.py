@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from packhorse.clock import ManualClock
 from packhorse.errors import ConfigurationError
 from packhorse.observe import span_sending
 from packhorse.observe.span_sending import HttpExporter
@@ -222,14 +223,21 @@ def test_what_will_not_get_better_is_given_up_and_no_redirect_is_followed(
 def test_it_is_given_up_when_the_next_pause_would_be_too_long_and_when_the_process_ends(
     spans: list[ReadableSpan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(span_sending, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(span_sending, "SYSTEM_CLOCK", ManualClock())  # by which posts take no time
+    monkeypatch.setattr(span_sending, "TIMEOUT_S", 5.0)
     with taking() as posted:
-        posted.answers = [503, 503]
+        posted.answers = [503] * 6
+        exporter = HttpExporter(posted.url)
+        exporter._over = pauses = NoPause()
         with pytest.raises(HTTPError):
-            HttpExporter(posted.url).export(spans)
-        monkeypatch.undo()
+            exporter.export(spans)
+        assert len(posted.requests) == len(pauses.pauses) + 1
+        assert 2 <= len(pauses.pauses) <= 4  # each about twice as long as the one before
+        assert pauses.pauses[-1] < 5.0
+        posted.requests.clear()
+        posted.answers = [503]
         exporter = HttpExporter(posted.url)
         exporter.shutdown()
         with pytest.raises(HTTPError):
             exporter.export(spans)
-    assert len(posted.requests) == 2
+    assert len(posted.requests) == 1

@@ -97,7 +97,7 @@ ours = CHANCE.ids(5, 50)
 assert len(theirs) == 50 and not set(ours) & set(theirs), "the same ids in parent and child"
 print("different")
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert run.stdout.strip() == "different", run.stderr
 
 

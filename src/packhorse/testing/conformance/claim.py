@@ -7,7 +7,7 @@ import asyncio
 from ...backends.base import BATCH_MAX, Backend, QueueChange, Settlement, Verdict, WorkerInfo
 from ...errors import InvalidOption
 from ...job import AGEING_MS, Claimed, JobSpec, State
-from .case import case, equal, raises, true
+from .case import CASE_SECONDS_MAX, case, equal, raises, true
 from .harness import FOREVER, Harness
 
 
@@ -156,7 +156,7 @@ async def claim_and_tick_refuse_more_than_a_batch(h: Harness) -> None:
 
 @case()
 async def claim_from_nothing_answers_at_once(h: Harness) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(CASE_SECONDS_MAX / 2):
         equal(await h.claim(5), [], "claimed from an empty queue")
         equal(await h.backend.claim([], 5, h.lease_ms, "w1"), [], "claimed from no queues")
 

@@ -70,7 +70,7 @@ class Harness:
         self.step_ms = 1_000 if clock is not None else 150  # a delay that is long compared to one call
         #: Whether payloads may be larger than an app lets them be. A server at the other end checks them again.
         self.any_payload = True
-        self.ring_ms = 10_000  # how long a ring may take: only a lost one takes this long
+        self.ring_ms = 30_000  # how long a ring may take: only a lost one takes this long
         self._open: list[Backend] = []
         self._connections: list[OwnConnection] = []
         self._chance = Chance()
