@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from .backends.base import Backend
 from .backends.opening import open_backend, store_url
+from .inherited import leave_alone, tell_of_forks
 
 if TYPE_CHECKING:
     from .backends.measured import MeasuredBackend
@@ -69,9 +70,16 @@ class Connecting:
                 self.meters.fold(backend.sheet)
                 raise
             self._backends[loop] = backend
+            tell_of_forks(self)
             return backend
         finally:
             del self._opening[loop]
+
+    def after_fork_in_child(self) -> None:
+        """Leave the connections to the parent: the loops that use them run there. The child opens its own."""
+        if self._backends or self._opening:
+            leave_alone((self._backends, self._opening))
+        self._backends, self._opening = {}, {}
 
     def tracing(self, service: str | None = None) -> Tracing | None:
         """Answer what makes spans, made when first asked for; None where tracing is off. Raises ConfigurationError."""

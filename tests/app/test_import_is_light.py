@@ -57,6 +57,7 @@ LOADED = {
     "packhorse.enqueueing",
     "packhorse.errors",
     "packhorse.failing",
+    "packhorse.inherited",
     "packhorse.job",
     "packhorse.limiting",
     "packhorse.measuring",

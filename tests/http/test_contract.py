@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from packhorse import Packhorse
 from packhorse.errors import ConfigurationError
 from packhorse.testing.conformance import Case, cases, check, run_case
 from packhorse.testing.machine import machine_for
+from tests.forks import check_forks
 
 from .kit import MEMORY, HTTPHarness, sqlite_url
 from .process import ServerProcess
@@ -32,20 +31,6 @@ def test_the_shipped_suite_refuses_the_url_of_a_server_with_the_reason() -> None
         check("http://127.0.0.1:1")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_forked_child_reaches_the_server_over_connections_of_its_own(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, sqlite_url(tmp_path)) as server:
-        app = Packhorse(server.url)
-        app.enqueue("t", {"who": "parent"})
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                code = 0 if app.enqueue("t", {"who": "child"}).created else 1
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        app.enqueue("t", {"who": "parent again"})
-        assert app.counts()["default"].states == {"pending": 3}
-        app.close()
+        check_forks(server.url)

@@ -24,6 +24,7 @@ from typing import Any
 from ...chance import secret_hex
 from ...clock import Clock
 from ...errors import ConfigurationError, PackhorseError
+from ...inherited import leave_alone
 from ..still import stand_still_for_forks
 from . import filing
 from .binding import Committing
@@ -440,15 +441,11 @@ class Engine:
         """Begin anew.
 
         A connection that the fork could not wait for has no locks here: it may be neither used nor closed, and no other
-        of this process to that file can be right. So it gets a reference that nobody will ever drop.
+        of this process to that file can be right.
         """
         ours = (self._db, self._checkpointer, self._reader, self.committing.connection)
-        connections = [db for db in ours if db is not None]
-        if connections:
-            import ctypes
-
-            for db in connections:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+        if any(db is not None for db in ours):
+            leave_alone(ours)
             filing.inherited.add(self.location.path)
         self._forked = True
         self._db = self._checkpointer = self._reader = None
