@@ -12,16 +12,16 @@ from pathlib import Path
 
 from tests.standing_still import stop_between_writes
 
-WRITES_MOST_OF_THE_TIME = """
+WRITES_HALF_OF_THE_TIME = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
 while True:
     db.execute("BEGIN IMMEDIATE")
     db.execute("INSERT INTO t VALUES (1)")
     print("writes", flush=True)
-    time.sleep(0.02)
+    time.sleep(0.01)
     db.execute("COMMIT")
-    time.sleep(0.002)
+    time.sleep(0.01)
 """
 
 
@@ -30,7 +30,7 @@ def test_a_process_is_stopped_only_while_it_does_not_write(tmp_path: Path) -> No
     with closing(sqlite3.connect(file, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("CREATE TABLE t (a)")
-        command = [sys.executable, "-c", WRITES_MOST_OF_THE_TIME, file]
+        command = [sys.executable, "-c", WRITES_HALF_OF_THE_TIME, file]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
             try:
                 assert writer.stdout is not None
