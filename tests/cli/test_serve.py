@@ -18,6 +18,8 @@ from scripts.servers import free_port
 from .kit import Cli
 from .serving import APP, Command, alive, stored, until
 
+#: Read here: no test of the command line has settings of its surroundings.
+FULL = os.environ.get("PACKHORSE_FULL") == "1"
 TOKEN = "0123456789abcdefghijABCDEFGHIJ"
 
 HELD = """
@@ -414,7 +416,7 @@ def test_c15_thousands_of_idle_connections_and_a_slow_client_hold_up_nobody(dire
     import resource
     import time
 
-    count = 10_000 if os.environ.get("PACKHORSE_FULL") == "1" else 1_000
+    count = 10_000 if FULL else 1_000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count + 500:
         pytest.skip(f"this process may open {hard} files only")
